@@ -1,0 +1,73 @@
+"""Installs the package: with pip (no ROS needed) and as an ament_python package with colcon."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = 'vlm_depth_ros'
+SHARE = f'share/{NAME}'
+
+
+def share_files():
+    """Answer data_files: ament marker, package.xml, launch/ and config/ with sub-folders."""
+    files = {
+        'share/ament_index/resource_index/packages': [f'resource/{NAME}'],
+        SHARE: ['package.xml'],
+    }
+    for top in ('launch', 'config'):
+        for path in sorted(Path(top).rglob('*')):
+            if path.is_file() and path.suffix in ('.py', '.rviz', '.yaml', '.xml', '.md'):
+                files.setdefault(f'{SHARE}/{path.parent.as_posix()}', []).append(path.as_posix())
+    return sorted(files.items())
+
+
+setup(
+    name=NAME,
+    version='0.1.0',
+    description='Metric depth images and point clouds from a frozen vision-language image tower.',
+    author='vlm_depth_ros maintainers',
+    maintainer='vlm_depth_ros maintainers',
+    maintainer_email='maintainers@example.com',
+    license='Apache-2.0',
+    packages=find_packages(include=[NAME, f'{NAME}.*']),
+    package_data={NAME: ['assets/*', 'assets/**/*']},
+    data_files=share_files(),
+    zip_safe=False,
+    python_requires='>=3.10',
+    # open_clip_torch brings a torch and a torchvision that fit each other, and timm.
+    install_requires=[
+        'numpy>=1.26',
+        'opencv-python-headless>=4.5.4',
+        'open_clip_torch>=3.0,<4',
+        'timm>=1.0.17',
+        'torch>=2.1',
+        'safetensors>=0.4',
+        'rosbags>=0.10.4,<0.12',
+        'rich>=12',
+        'PyYAML>=5.4',
+    ],
+    extras_require={
+        # ROS 2 without a ROS installation. Kilted; the packages pin one another.
+        'ros': [
+            'ros-rclpy[fastrtps]>=9.1.2,<10',
+            'ros-common-interfaces>=5.5.1,<6',
+            'ros-lifecycle-msgs>=2.3.0,<3',
+        ],
+        'ros-jazzy': [
+            'ros-rclpy[fastrtps]==7.1.6',
+            'ros-common-interfaces==5.3.6',
+            'ros-lifecycle-msgs==2.0.3',
+        ],
+        'test': ['pytest>=7'],
+        'lint': ['ruff>=0.9,<1'],
+        # The feature teacher of the tower's first training stage is an ONNX file.
+        'train': ['onnxruntime>=1.17'],
+    },
+    entry_points={
+        'console_scripts': [
+            'depth_node = vlm_depth_ros.ros.node:main',
+            'camera_player = vlm_depth_ros.ros.camera_player:main',
+            'vlm-depth = vlm_depth_ros.tools.cli:main',
+        ],
+    },
+)
