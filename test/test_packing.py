@@ -1,0 +1,371 @@
+"""The bytes that a robot reads, decoded as its consumers decode them."""
+
+from array import array
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.geometry import CameraIntrinsics, depth_to_points
+from vlm_depth_ros.core.packing import (
+    camera_info_of,
+    gate_depth,
+    pack_cloud,
+    pack_color,
+    pack_depth,
+    PackedCloud,
+    PackedImage,
+    POINT_FIELDS,
+    POINT_STEP,
+)
+
+CAMERA = CameraIntrinsics(61.0, 59.5, 30.2, 22.9, 67, 45)
+NAN, INF = math.nan, math.inf
+DEVICES = [
+    'cpu',
+    pytest.param('cuda', marks=pytest.mark.skipif(
+        not torch.cuda.is_available(), reason='no CUDA device here',
+    )),
+]  # fmt: skip
+
+
+def scene(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gated depth with unknown, too near and too far pixels, and an image for it."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = torch.rand(45, 67, generator=generator) * 6 + 0.5
+    depth[3:9, 5:40] = NAN
+    depth[20:25, 30:] = INF
+    depth[40, :7] = -INF
+    rgb = torch.randint(0, 256, (45, 67, 3), dtype=torch.uint8, generator=generator)
+    return depth, rgb
+
+
+def decode_image(image: PackedImage) -> np.ndarray:
+    """Read a 32FC1 image as cv_bridge does."""
+    assert image.encoding == '32FC1'
+    assert image.data.size == image.step * image.height
+    return image.data.view('<f4').reshape(image.height, image.step // 4)
+
+
+def decode_cloud(cloud: PackedCloud) -> np.ndarray:
+    """Read a cloud as sensor_msgs_py does: a structured array by the fields."""
+    dtype = np.dtype({
+        'names': [name for name, _, _ in POINT_FIELDS],
+        'formats': ['<f4'] * len(POINT_FIELDS),
+        'offsets': [offset for _, offset, _ in POINT_FIELDS],
+        'itemsize': cloud.point_step,
+    })  # fmt: skip
+    assert cloud.row_step == cloud.width * cloud.point_step
+    assert cloud.data.size == cloud.height * cloud.row_step
+    return np.frombuffer(cloud.data.tobytes(), dtype).reshape(cloud.height, cloud.width)
+
+
+def xyz(points: np.ndarray) -> np.ndarray:
+    """Coordinates of a structured cloud as (..., 3)."""
+    return np.stack([points['x'], points['y'], points['z']], axis=-1)
+
+
+# --- gate_depth -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('near_is_neg_inf, near', [(False, NAN), (True, -INF)])
+@pytest.mark.parametrize('device', DEVICES)
+def test_gate_writes_every_kind_of_value_as_rep_117_says(near_is_neg_inf, near, device):
+    """The bounds themselves are valid; what is no depth has no side of a bound."""
+    values = [NAN, INF, -INF, 0.0, -0.0, -1.0, 1e-30, 0.2, 0.3, 5.0, 7.9999, 8.0, 8.001, 1e30]
+    expected = [NAN, NAN, NAN, NAN, NAN, NAN, near, near, 0.3, 5.0, 7.9999, 8.0, INF, INF]
+    depth = torch.tensor(values * 5, device=device).reshape(2, 1, 5, 7)
+    gated = gate_depth(depth, 0.3, 8.0, near_is_neg_inf)
+    want = np.array(expected * 5, np.float32).reshape(2, 1, 5, 7)
+    np.testing.assert_array_equal(gated.cpu().numpy(), want)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gate_gives_float32_and_leaves_its_input_alone(dtype):
+    """A network at half precision is gated at full precision."""
+    depth = torch.tensor([[0.0, 0.5, 2.0, 100.0, NAN]], dtype=dtype)
+    before = depth.clone()
+    gated = gate_depth(depth, 1.0, 10.0, False)
+    assert gated.dtype == torch.float32
+    torch.testing.assert_close(
+        gated, torch.tensor([[NAN, NAN, 2.0, INF, NAN]]), equal_nan=True, rtol=0, atol=0
+    )
+    torch.testing.assert_close(depth, before, equal_nan=True, rtol=0, atol=0)
+
+
+def test_gate_without_bounds_still_lets_no_zero_out():
+    """0 is an obstacle at the lens to depth_image_proc."""
+    gated = gate_depth(torch.tensor([0.0, -2.0, 1e-6, 3e5]), 0.0, INF, True)
+    np.testing.assert_array_equal(gated.numpy(), np.array([NAN, NAN, 1e-6, 3e5], np.float32))
+
+
+@pytest.mark.parametrize('low, high', [(2.0, 1.0), (1.0, 1.0), (-0.1, 1.0), (NAN, 1.0), (0, NAN)])
+def test_gate_refuses_an_empty_range(low, high):
+    """Each would make every pixel unknown, silently."""
+    with pytest.raises(InputError, match='expected 0 <= minimum < maximum'):
+        gate_depth(torch.ones(2, 2), low, high, False)
+
+
+# --- pack_depth, camera_info_of ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_depth_image_decodes_to_the_same_values(device):
+    """Bit for bit, not-a-number included."""
+    depth, _ = scene()
+    image = pack_depth(depth.to(device))
+    assert (image.height, image.width, image.step) == (45, 67, 67 * 4)
+    assert image.data.dtype == np.uint8 and image.data.ndim == 1
+    assert image.data.flags.c_contiguous
+    np.testing.assert_array_equal(decode_image(image), depth.numpy())
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_depth_of_another_precision_is_packed_as_float32(dtype):
+    """There is no 16FC1 that consumers read."""
+    depth = scene()[0].to(dtype)
+    np.testing.assert_array_equal(decode_image(pack_depth(depth)), depth.float().numpy())
+
+
+def test_depth_that_is_a_view_or_has_a_gradient_is_packed_in_row_order():
+    """Any tensor of the right size is fine."""
+    depth = scene()[0].requires_grad_()
+    turned = pack_depth(depth.t())
+    np.testing.assert_array_equal(decode_image(turned), depth.detach().numpy().T)
+
+
+def test_depth_with_a_channel_axis_is_refused():
+    """Guessing which axis is the batch would hide a mistake."""
+    with pytest.raises(InputError, match=r'\(1, 45, 67\): expected \(height, width\)'):
+        pack_depth(scene()[0][None])
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_colour_picture_is_packed_row_by_row(device):
+    """A view of a larger picture too."""
+    picture = scene()[1].to(device)[:, 3:30]
+    image = pack_color(picture)
+    assert (image.height, image.width, image.encoding, image.step) == (45, 27, 'bgr8', 81)
+    np.testing.assert_array_equal(image.data.reshape(45, 27, 3), picture.cpu().numpy())
+
+
+def test_camera_info_describes_the_published_image_and_nothing_else():
+    """Rectified: consumers may use K or P alike."""
+    info = camera_info_of(CAMERA)
+    assert (info.height, info.width, info.distortion_model) == (45, 67, 'plumb_bob')
+    assert info.d == (0.0,) * 5
+    assert info.k == (61.0, 0, 30.2, 0, 59.5, 22.9, 0, 0, 1)
+    assert info.r == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert info.p == (61.0, 0, 30.2, 0, 0, 59.5, 22.9, 0, 0, 0, 1, 0)
+    assert all(type(v) is float for v in (*info.d, *info.k, *info.r, *info.p))
+
+
+# --- pack_cloud -------------------------------------------------------------------------------
+
+
+def depth_image_proc(image: PackedImage, info) -> np.ndarray:
+    """Points (H, W, 3) by the formula of depth_image_proc, from what is published."""
+    z = decode_image(image).astype(np.float64)
+    fx, cx, fy, cy = info.p[0], info.p[2], info.p[5], info.p[6]
+    v, u = np.indices(z.shape)
+    points = np.stack([(u - cx) * z / fx, (v - cy) * z / fy, z], axis=-1)
+    points[~np.isfinite(z)] = NAN
+    return points
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_cloud_equals_what_depth_image_proc_makes_of_depth_and_camera_info(device):
+    """Both clouds lie on each other."""
+    depth, rgb = scene()
+    expected = depth_image_proc(pack_depth(depth), camera_info_of(CAMERA))
+    organised = pack_cloud(depth.to(device), CAMERA, rgb.to(device), organized=True)
+    np.testing.assert_allclose(xyz(decode_cloud(organised)), expected, rtol=1e-6, atol=1e-6)
+    compact = pack_cloud(depth.to(device), CAMERA, rgb.to(device))
+    expected = expected[np.isfinite(expected).all(-1)]
+    np.testing.assert_allclose(xyz(decode_cloud(compact)[0]), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_cloud_equals_the_points_of_the_geometry_module():
+    """The desk and the robot see one scene."""
+    depth, _ = scene()
+    cloud = pack_cloud(depth, CAMERA, organized=True)
+    np.testing.assert_array_equal(xyz(decode_cloud(cloud)), depth_to_points(depth.numpy(), CAMERA))
+
+
+def test_point_layout_is_the_documented_one():
+    """Consumers find the fields by offset."""
+    cloud = pack_cloud(torch.full((45, 67), 2.0), CAMERA)
+    assert POINT_FIELDS == (('x', 0, 7), ('y', 4, 7), ('z', 8, 7), ('rgb', 12, 7))
+    assert cloud.point_step == POINT_STEP == 16
+    assert cloud.data.dtype == np.uint8 and cloud.data.flags.c_contiguous
+    assert cloud.data[8:12].tobytes() == np.array([2.0], '<f4').tobytes()
+
+
+@pytest.mark.parametrize('organized', [False, True])
+@pytest.mark.parametrize('stride', [1, 2, 3, 16])
+def test_colour_bits_are_those_of_the_pixel_of_each_point(organized, stride):
+    """0x00RRGGBB, with a stride and after holes are dropped."""
+    depth, rgb = scene()
+    cloud = pack_cloud(depth, CAMERA, rgb, stride, organized)
+    assert cloud.has_rgb
+    picked = rgb.numpy()[::stride, ::stride].astype(np.uint32)
+    words = picked[..., 0] << 16 | picked[..., 1] << 8 | picked[..., 2]
+    if not organized:
+        words = words[np.isfinite(depth.numpy()[::stride, ::stride])][None]
+    np.testing.assert_array_equal(decode_cloud(cloud)['rgb'].view(np.uint32), words)
+
+
+def test_one_orange_pixel_is_the_word_that_pcl_expects():
+    """Little endian: blue first, alpha 0."""
+    one = CameraIntrinsics(1.0, 1.0, 0.0, 0.0, 1, 1)
+    orange = torch.tensor([[[255, 128, 1]]], dtype=torch.uint8)
+    cloud = pack_cloud(torch.ones(1, 1), one, orange)
+    assert cloud.data[12:].tobytes() == bytes([1, 128, 255, 0])
+
+
+@pytest.mark.parametrize('organized', [False, True])
+def test_cloud_without_an_image_says_so_and_is_black(organized):
+    """No byte is left as the allocator found it."""
+    cloud = pack_cloud(scene()[0], CAMERA, None, 1, organized)
+    assert not cloud.has_rgb
+    assert not decode_cloud(cloud)['rgb'].view(np.uint32).any()
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3, 4, 16])
+def test_organised_cloud_keeps_the_grid_with_nan_where_there_is_no_point(stride):
+    """All three coordinates, infinite depth too."""
+    depth, rgb = scene()
+    cloud = pack_cloud(depth, CAMERA, rgb, stride, organized=True)
+    assert (cloud.height, cloud.width) == (math.ceil(45 / stride), math.ceil(67 / stride))
+    points = xyz(decode_cloud(cloud))
+    missing = ~np.isfinite(depth.numpy()[::stride, ::stride])
+    assert np.isnan(points[missing]).all()
+    assert np.isfinite(points[~missing]).all()
+    everything = xyz(decode_cloud(pack_cloud(depth, CAMERA, organized=True)))
+    np.testing.assert_allclose(points, everything[::stride, ::stride], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('stride', [1, 2, 5])
+def test_compact_cloud_is_the_organised_one_without_its_holes(stride):
+    """In the same order."""
+    depth, rgb = scene()
+    organised = decode_cloud(pack_cloud(depth, CAMERA, rgb, stride, organized=True))
+    cloud = pack_cloud(depth, CAMERA, rgb, stride)
+    assert cloud.height == 1
+    kept = organised[~np.isnan(organised['z'])]
+    assert decode_cloud(cloud).tobytes() == kept.tobytes()
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_dense_means_that_every_coordinate_is_finite(device):
+    """PCL skips the finite test on a dense cloud, and crashes if that is a lie."""
+    depth = torch.full((45, 67), 3.0, device=device)
+    assert pack_cloud(depth, CAMERA, organized=True).is_dense is True
+    assert pack_cloud(depth, CAMERA).is_dense is True
+    for hole in (NAN, INF, -INF):
+        depth[13, 7] = hole
+        assert pack_cloud(depth, CAMERA, organized=True).is_dense is False
+        assert pack_cloud(depth, CAMERA, None, 2, organized=True).is_dense is True  # Not chosen.
+        compact = pack_cloud(depth, CAMERA)
+        assert compact.is_dense is True
+        assert np.isfinite(xyz(decode_cloud(compact))).all()
+        assert compact.width == 45 * 67 - 1
+
+
+def test_cloud_of_nothing_is_empty_and_well_formed():
+    """A robot in the dark still publishes valid messages."""
+    cloud = pack_cloud(torch.full((45, 67), NAN), CAMERA)
+    assert (cloud.height, cloud.width, cloud.row_step, cloud.data.size) == (1, 0, 0, 0)
+    assert cloud.is_dense is True
+
+
+@pytest.mark.parametrize('organized', [False, True])
+def test_no_point_lies_at_or_behind_the_lens_even_without_gating(organized):
+    """The last line of defence."""
+    depth = torch.full((45, 67), 3.0)
+    depth[0, :3] = torch.tensor([0.0, -0.0, -4.0])
+    z = decode_cloud(pack_cloud(depth, CAMERA, None, 1, organized))['z']
+    assert np.nanmin(z) == 3.0
+    assert np.isfinite(z).sum() == 45 * 67 - 3
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_cloud_of_another_precision_is_float32(dtype):
+    """Converted before unprojection, which keeps the error that of the depth."""
+    depth, rgb = scene()
+    depth = depth.to(dtype)
+    cloud, expected = pack_cloud(depth, CAMERA, rgb), pack_cloud(depth.float(), CAMERA, rgb)
+    assert cloud.data.tobytes() == expected.data.tobytes()
+
+
+def test_cloud_of_views_is_in_row_order():
+    """Memory order of the input must not leak into the message."""
+    depth, rgb = scene()
+    turned = CameraIntrinsics(59.5, 61.0, 22.9, 30.2, 45, 67)
+    for organized in (False, True):
+        cloud = pack_cloud(depth.t(), turned, rgb.transpose(0, 1), 2, organized)
+        plain = pack_cloud(
+            depth.t().contiguous(), turned, rgb.transpose(0, 1).contiguous(), 2, organized
+        )
+        assert cloud.data.tobytes() == plain.data.tobytes()
+
+
+def test_tensors_from_inference_mode_and_with_gradients_are_packed_alike():
+    """Cached rays must serve both modes."""
+    depth, rgb = scene()
+    expected = pack_cloud(depth, CAMERA, rgb).data.tobytes()
+    with torch.inference_mode():
+        inside = pack_cloud(gate_depth(depth.clone(), 0.0, INF, False), CAMERA, rgb.clone())
+    assert inside.data.tobytes() == expected
+    assert pack_cloud(depth.requires_grad_(), CAMERA, rgb).data.tobytes() == expected
+
+
+def test_a_packed_cloud_keeps_its_bytes_when_the_next_frame_comes():
+    """No buffer is reused behind a message that waits to be sent."""
+    depth, rgb = scene()
+    for organized in (False, True):
+        first = pack_cloud(depth, CAMERA, rgb, 1, organized)
+        before = first.data.tobytes()
+        pack_cloud(*(scene(1)[0], CAMERA, scene(1)[1]), 1, organized)
+        assert first.data.tobytes() == before
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'depth': torch.ones(44, 67)}, r'\(44, 67\).*\(45, 67\)'),
+    ({'depth': torch.ones(1, 45, 67)}, r'\(1, 45, 67\)'),
+    ({'rgb': torch.zeros(90, 134, 3, dtype=torch.uint8)}, r'\(90, 134, 3\).*\(45, 67, 3\)'),
+    ({'rgb': torch.zeros(45, 67, 3)}, 'torch.float32.*expected torch.uint8'),
+    ({'stride': 0}, 'stride = 0: expected at least 1'),
+    ({'stride': -2}, 'stride = -2: expected at least 1'),
+])  # fmt: skip
+def test_what_does_not_fit_together_is_refused(change, message):
+    """Each message names both sides."""
+    depth, rgb = scene()
+    arguments = {'depth': depth, 'intrinsics': CAMERA, 'rgb': rgb, 'stride': 1, **change}
+    with pytest.raises(InputError, match=message):
+        pack_cloud(**arguments)
+
+
+def test_packing_raises_no_warning():
+    """A log line for each frame hides the others."""
+    depth, rgb = scene()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        pack_cloud(gate_depth(depth, 1e-3, 10.0, True), CAMERA, rgb, 2, True)
+        gate_depth(depth, 0.1, 1e38, False)
+
+
+@pytest.mark.parametrize('name', ['image', 'organised', 'compact'])
+def test_packed_bytes_go_into_an_array_without_a_copy_by_element(name):
+    """`array.frombytes(memoryview)` needs one dimension of bytes, contiguous."""
+    depth, rgb = scene()
+    packed = {
+        'image': lambda: pack_depth(depth),
+        'organised': lambda: pack_cloud(depth, CAMERA, rgb, 1, True),
+        'compact': lambda: pack_cloud(depth, CAMERA, rgb),
+    }[name]()
+    data = array('B')
+    data.frombytes(memoryview(packed.data))
+    assert data.tobytes() == packed.data.tobytes()

@@ -1,0 +1,358 @@
+"""Any open_clip image tower behind `core.features.Features`.
+
+Only the vision tower is ever built; nothing here can read text.
+"""
+
+from collections.abc import Iterable
+import hashlib
+from importlib import resources
+import json
+import os
+from pathlib import Path
+
+import open_clip
+from open_clip.factory import load_state_dict
+from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from open_clip.pretrained import (
+    download_pretrained,
+    get_pretrained_cfg,
+    list_pretrained_tags_by_model,
+)
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
+from vlm_depth_ros.core.features import BackboneSpec, Features
+
+
+def own_tower_config(name: str) -> dict | None:
+    """The tower config that ships in ``assets/`` under this name, or None."""
+    entry = resources.files('vlm_depth_ros') / 'assets' / f'{name}.json'
+    return json.loads(entry.read_text()) if entry.is_file() else None
+
+
+def tower_config(name: str) -> dict:
+    """open_clip's config of an architecture, or our own from ``assets/``.
+
+    Raises:
+        ConfigError: If nobody knows the name.
+    """
+    config = own_tower_config(name) or open_clip.get_model_config(name)
+    if config is None:
+        raise ConfigError(
+            f'tower {name!r} is unknown. Expected an open_clip architecture such as '
+            'ViT-B-16-quickgelu, ViT-B-16-SigLIP or MobileCLIP2-S0 (vlm-depth models lists them).'
+        )
+    return config
+
+
+def _normalisation(name: str, tag: str | None) -> tuple[tuple, tuple]:
+    """Mean and std that the tower was pretrained with, as open_clip records them."""
+    tags = [tag] if tag else list_pretrained_tags_by_model(name)
+    for candidate in tags:
+        entry = get_pretrained_cfg(name, candidate)
+        if entry.get('mean'):
+            return tuple(entry['mean']), tuple(entry['std'])
+    return tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD)
+
+
+def check_activation(name: str, tag: str | None) -> None:
+    """Refuse a tower whose activation differs from the one its weights were trained with.
+
+    Raises:
+        ConfigError: On an unknown tag or a QuickGELU mismatch; open_clip would only warn.
+    """
+    if tag is None:
+        return
+    entry = get_pretrained_cfg(name, tag)
+    if not entry:
+        known = ', '.join(list_pretrained_tags_by_model(name)) or 'none'
+        raise ConfigError(f'tower {name!r} has no pretrained tag {tag!r}. Known tags: {known}.')
+    if tower_config(name).get('vision_cfg', {}).get('timm_model_name'):
+        return
+    built, trained = tower_config(name).get('quick_gelu', False), entry.get('quick_gelu', False)
+    if built != trained:
+        other = name.removesuffix('-quickgelu') if built else f'{name}-quickgelu'
+        raise ConfigError(
+            f'tower {name!r} {"uses" if built else "lacks"} QuickGELU but tag {tag!r} was trained '
+            f'{"with" if trained else "without"} it. Use tower {other!r}.'
+        )
+
+
+class Backbone(nn.Module):
+    """A frozen-able image tower that answers `Features`.
+
+    Args:
+        tower: open_clip architecture name.
+        input_hw: Network input size; None takes the tower's own. Positions of a transformer are
+            interpolated once to fit it.
+        pretrained: open_clip tag; it fixes normalisation and is checked, not loaded here.
+
+    Raises:
+        ConfigError: If the name, the tag or the input size does not fit.
+    """
+
+    def __init__(
+        self,
+        tower: str,
+        input_hw: tuple[int, int] | None = None,
+        pretrained: str | None = None,
+    ):
+        super().__init__()
+        check_activation(tower, pretrained)
+        config = tower_config(tower)
+        vision = CLIPVisionCfg(**config['vision_cfg'])
+        self.tower = _build_vision_tower(
+            config['embed_dim'], vision, config.get('quick_gelu', False)
+        )
+        native = vision.image_size
+        native = (native, native) if isinstance(native, int) else tuple(native)
+        input_hw = tuple(input_hw) if input_hw else native
+        self._forward = self._choose_forward()
+        if not self._is_hierarchical and input_hw != native:
+            self._resize_positions(tower, input_hw)
+        self.spec = self._probe(tower, config, input_hw, _normalisation(tower, pretrained))
+        multiple = self.spec.size_multiple
+        if any(n % multiple for n in input_hw):
+            raise ConfigError(
+                f'input size {input_hw} does not fit tower {tower!r}: both sides must be '
+                f'multiples of {multiple}.'
+            )
+
+    def forward(
+        self, image: torch.Tensor, layers: Iterable[int], want_embedding: bool = False
+    ) -> Features:
+        """Run the tower once.
+
+        Args:
+            image: (B, 3, H, W) normalised RGB; H and W as built for a transformer, multiples of
+                the largest stride for a hierarchical tower.
+            layers: Which ``maps`` to return.
+            want_embedding: Also project and normalise the joint embedding.
+
+        Raises:
+            InputError: If the image has another size than the tower was built for.
+            ConfigError: If an embedding is asked of a tower without a trained projection.
+        """
+        hw, layers = tuple(image.shape[-2:]), sorted(set(layers))
+        if not self._is_hierarchical and hw != self.spec.input_hw:
+            raise InputError(
+                f'tower {self.spec.tower!r} was built for {self.spec.input_hw} input, got {hw}.'
+            )
+        if want_embedding and self.spec.embedding_width is None:
+            raise ConfigError(f'tower {self.spec.tower!r} has no trained projection to embed with.')
+        return self._forward(image, layers, want_embedding)
+
+    def state_sha256(self) -> str:
+        """SHA-256 over the tower's state: for each sorted key its name and its raw bytes."""
+        return state_sha256(self.tower.state_dict())
+
+    def load_native_state(self, state: dict[str, torch.Tensor], where: str) -> None:
+        """Load a tower's published state; positions are interpolated to this input size.
+
+        Raises:
+            WeightsError: If the tensors do not fit; the tower is left as it was.
+        """
+        state, key = dict(state), 'positional_embedding'
+        if self._forward == self._native_vit and key in state:
+            side = round((state[key].shape[0] - 1) ** 0.5)
+            if (side, side) != self.tower.grid_size:
+                state[key] = resize_position_grid(state[key], (side, side), self.tower.grid_size)
+        expected = self.tower.state_dict()
+        wrong = sorted(set(expected) ^ set(state)) or [
+            k for k in expected if expected[k].shape != state[k].shape
+        ]
+        if wrong:
+            raise WeightsError(
+                f'{where}: does not fit tower {self.spec.tower!r}: {len(wrong)} tensors differ '
+                f'({", ".join(wrong[:3])}, …).'
+            )
+        self.tower.load_state_dict(state)
+
+    @property
+    def _is_hierarchical(self) -> bool:
+        return self._forward in (self._resnet, self._timm_stages)
+
+    def _choose_forward(self):
+        if isinstance(self.tower, VisionTransformer):
+            return self._native_vit
+        if not isinstance(self.tower, TimmModel):
+            return self._resnet
+        return self._timm_vit if hasattr(self.tower.trunk, 'blocks') and hasattr(
+            self.tower.trunk, 'patch_embed'
+        ) else self._timm_stages
+
+    def _native_vit(self, image, layers, want_embedding) -> Features:
+        tower, grid = self.tower, self.tower.grid_size
+        tokens = tower._embeds(image)  # (B, 1 + h*w, C), after ln_pre
+        wanted = [k - 1 for k in layers if k > 0]
+        last, states = tower.transformer.forward_intermediates(tokens, indices=wanted)
+        states = ([tokens] if layers and layers[0] == 0 else []) + states
+        pooled, _ = tower._pool(last)
+        maps = {
+            k: s[:, 1:].transpose(1, 2).unflatten(2, grid) for k, s in zip(layers, states)
+        }
+        return Features(maps, pooled, _unit(pooled @ tower.proj) if want_embedding else None)
+
+    def _timm_vit(self, image, layers, want_embedding) -> Features:
+        trunk, embedded = self.tower.trunk, []
+        hook = trunk.blocks[0].register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
+        try:
+            last, states = trunk.forward_intermediates(
+                image, indices=[k - 1 for k in layers if k > 0], norm=False
+            )
+        finally:
+            hook.remove()
+        if layers and layers[0] == 0:
+            grid = trunk.patch_embed.grid_size
+            tokens = embedded[0][:, trunk.num_prefix_tokens:]
+            states = [tokens.transpose(1, 2).unflatten(2, grid), *states]
+        return self._with_timm_head(last, dict(zip(layers, states)), want_embedding)
+
+    def _timm_stages(self, image, layers, want_embedding) -> Features:
+        trunk, stem = self.tower.trunk, []
+        if not self._adds_stem:
+            last, states = trunk.forward_intermediates(image, indices=layers)
+            return self._with_timm_head(last, dict(zip(layers, states)), want_embedding)
+        hook = trunk.stem.register_forward_hook(lambda _, args, out: stem.append(out))
+        try:
+            last, states = trunk.forward_intermediates(
+                image, indices=[k - 1 for k in layers if k > 0]
+            )
+        finally:
+            hook.remove()
+        states = (stem if layers and layers[0] == 0 else []) + list(states)
+        return self._with_timm_head(last, dict(zip(layers, states)), want_embedding)
+
+    def _resnet(self, image, layers, want_embedding) -> Features:
+        states = self.tower.forward_intermediates(
+            image, indices=sorted({*layers, 4}), intermediates_only=True
+        )['image_intermediates']
+        maps = dict(zip(sorted({*layers, 4}), states))
+        # RN50's attention pool projects inside, so the mean of the last map stands in.
+        pooled = maps[4].mean(dim=(2, 3))
+        embedding = _unit(self.tower.attnpool(maps[4])) if want_embedding else None
+        return Features({k: maps[k] for k in layers}, pooled, embedding)
+
+    def _with_timm_head(self, last, maps, want_embedding) -> Features:
+        trunk = self.tower.trunk
+        pooled = trunk.forward_head(last, pre_logits=True)
+        embedding = None
+        if want_embedding:
+            embedding = _unit(self.tower.head(trunk.forward_head(last)))
+        return Features(maps, pooled, embedding)
+
+    @property
+    def _adds_stem(self) -> bool:
+        # FastViT and ConvNeXt return their stages only; the stem in front of them is a module.
+        return hasattr(self.tower.trunk, 'stages') and hasattr(self.tower.trunk, 'stem')
+
+    def _resize_positions(self, name: str, input_hw: tuple[int, int]) -> None:
+        if isinstance(self.tower, TimmModel):
+            patch = self.tower.trunk.patch_embed.patch_size
+        else:
+            patch = self.tower.patch_size
+        if any(n % p for n, p in zip(input_hw, patch)):
+            raise ConfigError(
+                f'input size {input_hw} does not fit tower {name!r}: both sides must be '
+                f'multiples of its patch size {tuple(patch)}.'
+            )
+        if isinstance(self.tower, TimmModel):
+            self.tower.set_input_size(input_hw)
+            return
+        grid = tuple(n // p for n, p in zip(input_hw, patch))
+        self.tower.positional_embedding = nn.Parameter(
+            resize_position_grid(self.tower.positional_embedding.data, self.tower.grid_size, grid)
+        )
+        self.tower.image_size, self.tower.grid_size = input_hw, grid
+
+    @torch.no_grad()
+    def _probe(self, name, config, input_hw, normalisation) -> BackboneSpec:
+        """Measure widths and strides by one forward pass: true for any architecture."""
+        was_training = self.training
+        self.eval()
+        if self._forward == self._native_vit:
+            count = len(self.tower.transformer.resblocks)
+        elif self._forward == self._timm_vit:
+            count = len(self.tower.trunk.blocks)
+        elif self._forward == self._resnet:
+            count = 4
+        else:
+            count = len(self.tower.trunk.feature_info) - (not self._adds_stem)
+        hw = (64, 64) if self._is_hierarchical else input_hw
+        found = self._forward(torch.zeros(1, 3, *hw), list(range(count + 1)), False)
+        self.train(was_training)
+        is_own = own_tower_config(name) is not None
+        return BackboneSpec(
+            tower=name,
+            is_hierarchical=self._is_hierarchical,
+            widths=tuple(m.shape[1] for m in found.maps.values()),
+            strides=tuple(hw[0] // m.shape[2] for m in found.maps.values()),
+            pooled_width=found.pooled.shape[1],
+            embedding_width=None if is_own else config['embed_dim'],
+            input_hw=input_hw,
+            has_class_token=self._forward == self._native_vit,
+            mean=normalisation[0],
+            std=normalisation[1],
+        )
+
+
+def resize_position_grid(
+    positions: torch.Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]
+) -> torch.Tensor:
+    """Interpolate (1 + h*w, C) learned positions to another grid, bicubic; the class token stays."""
+    token, grid = positions[:1], positions[1:]
+    grid = grid.T.unflatten(1, old_hw)[None]
+    grid = F.interpolate(grid, size=new_hw, mode='bicubic', align_corners=False)
+    return torch.cat([token, grid[0].flatten(1).T])
+
+
+def state_sha256(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over a state: for each sorted key its name and its tensor's raw bytes."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def towers_folder() -> Path:
+    """Where tower files may be put by hand: ``$VLM_DEPTH_TOWERS`` or the user's cache."""
+    default = Path.home() / '.cache' / 'vlm_depth_ros' / 'towers'
+    return Path(os.environ.get('VLM_DEPTH_TOWERS', default))
+
+
+def load_pretrained(backbone: 'Backbone', tower: str, tag: str | None) -> None:
+    """Fill a tower with pretrained weights: a file put there by hand, else open_clip's download.
+
+    Raises:
+        WeightsError: If there is no tag, no file and no way to fetch one, or it does not fit.
+    """
+    if tag is None:
+        raise WeightsError(
+            f'tower {tower!r} has neither embedded weights nor a pretrained tag to fetch.'
+        )
+    wanted = towers_folder() / f'{tower}.{tag}'
+    here = [p for s in ('.safetensors', '.bin', '.pt') if (p := Path(f'{wanted}{s}')).is_file()]
+    entry = get_pretrained_cfg(tower, tag)
+    try:
+        path = here[0] if here else download_pretrained(entry)
+    except Exception as err:  # every network library fails in its own way
+        raise WeightsError(
+            f'weights of tower {tower!r}, tag {tag!r}, could not be fetched '
+            f'({type(err).__name__}). Copy {entry.get("hf_hub") or entry.get("url")} '
+            f'to {wanted}.safetensors (or .bin).'
+        ) from err
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as err:
+        raise WeightsError(f'{path}: not a readable tower file ({err}). Fetch it again.') from err
+    visual = {k.removeprefix('visual.'): v for k, v in state.items() if k.startswith('visual.')}
+    backbone.load_native_state(visual, str(path))
+
+
+def _unit(vector: torch.Tensor) -> torch.Tensor:
+    return F.normalize(vector, dim=-1)

@@ -1,0 +1,174 @@
+"""The dataclasses that describe a network and how to run it; strict loading from a mapping."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+import difflib
+import math
+from typing import Any, TypeVar
+
+from vlm_depth_ros.core.errors import ConfigError
+
+T = TypeVar('T')
+
+
+def from_mapping(cls: type[T], options: Mapping[str, Any], where: str) -> T:
+    """Build the dataclass `cls` from a mapping; unknown keys are refused with the nearest valid one.
+
+    Args:
+        cls: A dataclass whose ``__post_init__`` checks its own values.
+        options: Plain values, as read from YAML or JSON; lists become tuples.
+        where: What the mapping is, for the message (``'head'``, ``'config/train/x.yaml'``).
+
+    Raises:
+        ConfigError: If a key is unknown or missing, or a value is refused.
+    """
+    if not isinstance(options, Mapping):
+        raise ConfigError(f'{where}: expected a mapping of options, got {type(options).__name__}.')
+    names = [f.name for f in fields(cls)]
+    for key in options:
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            hint = f' Did you mean {near[0]!r}?' if near else f' Options: {", ".join(names)}.'
+            raise ConfigError(f'{where}: {key!r} is not an option.{hint}')
+    plain = {k: _tuples(v) for k, v in options.items()}
+    try:
+        return cls(**plain)
+    except TypeError as err:
+        raise ConfigError(f'{where}: {err}. Options: {", ".join(names)}.') from err
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError` with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class TrainingCamera:
+    """The canonical camera that depth was learned for: focal lengths over image width and height."""
+
+    fx_per_width: float
+    fy_per_height: float
+
+    def __post_init__(self):
+        """Refuse focal lengths that are no positive number."""
+        for name in ('fx_per_width', 'fy_per_height'):
+            value = getattr(self, name)
+            require(
+                isinstance(value, int | float) and math.isfinite(value) and value > 0,
+                f'camera.{name} = {value!r}: expected a positive number.',
+            )
+
+    @property
+    def focal(self) -> float:
+        """One normalised focal length: the geometric mean of both axes."""
+        return math.sqrt(self.fx_per_width * self.fy_per_height)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a network is; travels inside the weights file and nowhere else."""
+
+    tower: str
+    """open_clip architecture name; one of our own configs in ``assets/`` or any that open_clip knows."""
+    head: dict = field(default_factory=lambda: {'name': 'space_clip'})
+    """Head name and its options."""
+    pretrained: str | None = None
+    """open_clip tag of the frozen tower's weights; None when the file embeds the tower."""
+    input_hw: tuple[int, int] = (224, 224)
+    """Size of the network input, height first."""
+    depth_range_m: tuple[float, float] = (0.001, 10.0)
+    """Depths that the head was trained on."""
+    camera: TrainingCamera | None = None
+    """Camera the depth scale belongs to; None means unknown: no focal correction."""
+    preprocess: str = 'squash-bicubic-v1'
+    """Name and version of the preprocessing in ``core.preprocess``."""
+
+    def __post_init__(self):
+        """Check sizes and ranges."""
+        low, high = self.depth_range_m
+        require(
+            0 < low < high,
+            f'depth_range_m = {self.depth_range_m}: expected 0 < minimum < maximum.',
+        )
+        require(
+            len(self.input_hw) == 2 and all(isinstance(n, int) and n >= 16 for n in self.input_hw),
+            f'input_hw = {self.input_hw}: expected two integers of at least 16, height first.',
+        )
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any], where: str = 'model') -> 'ModelConfig':
+        """Read the form that `to_dict` writes."""
+        options = dict(options)
+        camera = options.get('camera')
+        if isinstance(camera, Mapping):
+            options['camera'] = from_mapping(TrainingCamera, camera, f'{where}.camera')
+        return from_mapping(cls, options, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+DEVICES = ('auto', 'cpu', 'cuda')
+PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
+COMPILES = ('auto', 'off', 'on')
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How to run a network here; never stored with the weights."""
+
+    device: str = 'auto'
+    """``auto`` takes CUDA where there is one; ``cuda:1`` names a device."""
+    precision: str = 'auto'
+    """``auto`` is fp32 on the CPU and fp16 on CUDA."""
+    compile: str = 'auto'
+    """``torch.compile``; ``auto`` is off until it is measured to pay."""
+
+    def __post_init__(self):
+        """Check every choice."""
+        device = self.device.split(':')[0]
+        require(device in DEVICES, f'device = {self.device!r}: expected one of {DEVICES} or cuda:N.')
+        for name, choices in (('precision', PRECISIONS), ('compile', COMPILES)):
+            value = getattr(self, name)
+            require(value in choices, f'{name} = {value!r}: expected one of {choices}.')
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What leaves the estimator for a robot: size, range and cloud form. Changeable between frames."""
+
+    depth_divisor: int = 1
+    """Depth image = input size over this integer."""
+    min_depth_m: float = 0.0
+    """Nearer is too near; 0 takes the model's own range."""
+    max_depth_m: float = 0.0
+    """Farther is beyond range (+Inf); 0 takes the model's own range."""
+    near_is_neg_inf: bool = False
+    """Too near becomes -Inf (REP-117) instead of NaN."""
+    cloud_stride: int = 2
+    """Every n-th pixel and row of the depth image becomes a point."""
+    cloud_organized: bool = False
+    """Keep rows and NaN (height > 1) instead of finite points only (height 1)."""
+    focal_correction: bool = True
+    """Scale depth by the focal length of the camera at hand over the training camera's."""
+
+    def __post_init__(self):
+        """Check every bound."""
+        require(1 <= self.depth_divisor <= 8, f'depth_divisor = {self.depth_divisor}: expected 1 to 8.')
+        require(1 <= self.cloud_stride <= 16, f'cloud_stride = {self.cloud_stride}: expected 1 to 16.')
+        for name in ('min_depth_m', 'max_depth_m'):
+            value = getattr(self, name)
+            require(
+                math.isfinite(value) and value >= 0,
+                f'{name} = {value}: expected a finite number of metres, 0 for the model\'s own.',
+            )
+        require(
+            self.max_depth_m == 0 or self.min_depth_m < self.max_depth_m,
+            f'min_depth_m = {self.min_depth_m} must be below max_depth_m = {self.max_depth_m}.',
+        )

@@ -1,0 +1,21 @@
+"""The errors that are raised on purpose; each message says what came, what was expected, what to do."""
+
+
+class VlmDepthError(Exception):
+    """Anything that a user can put right; caught once, by the command line or by the node."""
+
+
+class ConfigError(VlmDepthError):
+    """An option has an unknown name or a value outside its bounds."""
+
+
+class WeightsError(VlmDepthError):
+    """A weights file is missing, damaged, foreign, or belongs to another tower or head."""
+
+
+class InputError(VlmDepthError):
+    """An image, a camera or a file does not have the promised content."""
+
+
+class DependencyError(VlmDepthError):
+    """An optional library that this action needs is not installed."""

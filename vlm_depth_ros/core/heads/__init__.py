@@ -1,0 +1,1 @@
+"""Depth heads by name. Import ``registry`` to build one."""

@@ -1,0 +1,92 @@
+"""Camera image to network input on the device, and the exact way back for depth.
+
+``squash-bicubic-v1``: the whole image is squashed to the network size without keeping its aspect,
+antialiased bicubic, rounded to 8 bits as PIL does it, scaled to 0..1 and normalised with the
+tower's mean and std. The undo is one bilinear resize to the camera's grid (half-pixel centres on
+both ways), so a pixel's depth stays on its ray.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from vlm_depth_ros.core.errors import ConfigError
+
+PREPROCESS = 'squash-bicubic-v1'
+
+
+def check_version(name: str) -> None:
+    """Refuse a weights file made for a preprocessing that this version does not have.
+
+    Raises:
+        ConfigError: If `name` is not `PREPROCESS`.
+    """
+    if name != PREPROCESS:
+        raise ConfigError(
+            f'preprocess {name!r} is unknown here. Expected {PREPROCESS!r}; update the package.'
+        )
+
+
+def upload(rgb: np.ndarray, device: torch.device) -> torch.Tensor:
+    """(H, W, 3) uint8 RGB array to a (3, H, W) uint8 tensor on the device, channels last."""
+    return torch.from_numpy(np.ascontiguousarray(rgb)).to(device, non_blocking=True).permute(2, 0, 1)
+
+
+def network_input(
+    rgb: torch.Tensor, input_hw: tuple[int, int], mean: torch.Tensor, std: torch.Tensor
+) -> torch.Tensor:
+    """Squash and normalise.
+
+    Args:
+        rgb: (B, 3, H, W) uint8 RGB.
+        input_hw: Network size.
+        mean: (3, 1, 1), in 0..1, on the same device.
+        std: (3, 1, 1), likewise.
+
+    Returns:
+        (B, 3, h, w) float32.
+    """
+    if tuple(rgb.shape[-2:]) != tuple(input_hw):
+        rgb = _squash(rgb, input_hw)
+    return (rgb.float() / 255 - mean) / std
+
+
+def _squash(rgb: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
+    options = {'size': tuple(hw), 'mode': 'bicubic', 'antialias': True, 'align_corners': False}
+    if rgb.device.type == 'cpu':
+        return F.interpolate(rgb, **options)  # torch's own 8-bit path equals PIL's
+    return F.interpolate(rgb.float(), **options).round_().clamp_(0, 255)
+
+
+def to_camera_grid(depth: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
+    """(B, 1, h, w) head output to (B, 1, H, W) on the camera's pixels, bilinear."""
+    if tuple(depth.shape[-2:]) == tuple(hw):
+        return depth
+    return F.interpolate(depth, size=tuple(hw), mode='bilinear', align_corners=False)
+
+
+def resize_rgb(rgb: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
+    """(3, H, W) uint8 to (3, h, w) uint8, antialiased bilinear; the colour of a smaller depth."""
+    if tuple(rgb.shape[-2:]) == tuple(hw):
+        return rgb
+    options = {'size': tuple(hw), 'mode': 'bilinear', 'antialias': True, 'align_corners': False}
+    return F.interpolate(rgb[None].float(), **options)[0].round_().clamp_(0, 255).to(torch.uint8)
+
+
+def sampling_grid(map_xy: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Rectification map (H, W, 2), source pixel of each pixel, to a (1, H, W, 2) grid for `remap`."""
+    height, width = map_xy.shape[:2]
+    grid = torch.from_numpy(np.ascontiguousarray(map_xy, dtype=np.float32)).to(device)
+    size = torch.tensor([width, height], device=device, dtype=torch.float32)
+    return ((grid + 0.5) * 2 / size - 1)[None]
+
+
+def remap(rgb: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Rectify a (3, H, W) uint8 image by a `sampling_grid`; pixels without a source are black."""
+    warped = F.grid_sample(rgb[None].float(), grid, align_corners=False, padding_mode='zeros')
+    return warped[0].round_().to(torch.uint8)
+
+
+def has_source(grid: torch.Tensor) -> torch.Tensor:
+    """(H, W) bool: which pixels of a `sampling_grid` look at the source image at all."""
+    return (grid[0].abs() <= 1).all(dim=-1)
