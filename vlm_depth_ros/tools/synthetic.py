@@ -1,0 +1,185 @@
+"""The verb `synthetic`: folders of pictures of random rooms with exact depth.
+
+A set is for training: every picture another view, another camera, another exposure. A clip is for
+a demonstration: one room, one camera on a smooth path, stamps. Both say in their README that they
+are drawn.
+"""
+
+from collections.abc import Iterator
+import logging
+import math
+from numbers import Integral
+from pathlib import Path
+
+import numpy as np
+from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.geometry import CameraIntrinsics
+from vlm_depth_ros.files.pairs import write_pairs
+from vlm_depth_ros.files.source import SourceFrame
+from vlm_depth_ros.tools.scene import random_scene, Scene, Sensor, STYLES
+from vlm_depth_ros.tools.viewpoints import camera_path, checked_hw, random_camera
+
+__all__ = [
+    'STYLES',
+    'Scene',
+    'Sensor',
+    'camera_path',
+    'random_camera',
+    'random_scene',
+    'render_clip',
+    'render_set',
+]
+_log = logging.getLogger(__name__)
+# Shares of the styles in a set: mostly what NYU shows.
+_SHARES = {'room': 0.38, 'office': 0.22, 'kitchen': 0.13, 'corridor': 0.09, 'hall': 0.18}
+_CLIP_STREAM = 20
+_JPEG_QUALITY = 92
+
+
+def render_set(
+    out_dir,
+    count,
+    hw=(240, 320),
+    seed=0,
+    *,
+    fov_deg=(50.0, 90.0),
+    views_per_scene=2,
+    progress=False,
+) -> int:
+    """Write a `pairs.csv` folder of single pictures.
+
+    Picture `i` depends on the seed, its number and the options, not on `count`.
+
+    Args:
+        out_dir: A new or empty folder.
+        count: Number of pictures.
+        hw: Their size, height first.
+        seed: Decides everything.
+        fov_deg: Range of the horizontal field of view.
+        views_per_scene: Pictures taken in one room, by different cameras.
+        progress: Show a bar on stderr.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        InputError: If a number is out of bounds, or the folder cannot be written.
+    """
+    _at_least_one(count=count, views_per_scene=views_per_scene)
+    hw = checked_hw(hw)
+    frames = _set_frames(count, hw, _checked_seed(seed), fov_deg, views_per_scene)
+    options = f'count {count}, size {hw[0]}x{hw[1]}, seed {seed}, field of view {fov_deg} degrees'
+    return _write(out_dir, frames, count, f'Single views of random rooms: {options}.', progress)
+
+
+def _set_frames(count, hw, seed, fov_deg, views_per_scene) -> Iterator[SourceFrame]:
+    scene = None
+    for number in range(count):
+        if number % views_per_scene == 0:
+            rng = np.random.default_rng([seed, 0, number // views_per_scene])
+            scene = random_scene(rng, rng.choice(list(_SHARES), p=list(_SHARES.values())))
+        rng = np.random.default_rng([seed, 1, number])
+        scene.sensor = Sensor.random(rng)
+        pose, camera = random_camera(rng, scene, hw, fov_deg)
+        rgb, depth_m = scene.render(pose, camera, rng)
+        yield SourceFrame(rgb, None, camera, depth_m, f'synthetic {number}')
+
+
+def render_clip(
+    out_dir,
+    frames,
+    hw=(480, 640),
+    seed=0,
+    rate_hz=10.0,
+    *,
+    style='room',
+    fov_deg=69.0,
+    progress=False,
+) -> int:
+    """Write a `pairs.csv` sequence: one camera on `camera_path` through one room.
+
+    Its rooms come from another random stream than those of `render_set` with any seed, so that a
+    network trained on a set has not seen them.
+
+    Args:
+        out_dir: A new or empty folder.
+        frames: Number of pictures.
+        hw: Their size, height first.
+        seed: Decides the room, the path and the noise.
+        rate_hz: Pictures per second: the stamps.
+        style: One of `STYLES`.
+        fov_deg: Horizontal field of view.
+        progress: Show a bar on stderr.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        InputError: If a number is out of bounds, or the folder cannot be written.
+    """
+    _at_least_one(frames=frames)
+    h, w = checked_hw(hw)
+    if not (math.isfinite(rate_hz) and rate_hz > 0):
+        raise InputError(
+            f'rate_hz = {rate_hz}: expected a positive number of pictures per second.'
+        )
+    if not 10 <= fov_deg <= 150:
+        raise InputError(f'fov_deg = {fov_deg}: expected an angle between 10 and 150 degrees.')
+    scene = random_scene(np.random.default_rng([_checked_seed(seed), _CLIP_STREAM]), style)
+    fx = w / 2 / math.tan(math.radians(fov_deg) / 2)
+    camera = CameraIntrinsics(fx, fx, (w - 1) / 2, (h - 1) / 2, w, h)
+
+    def shots():
+        for number, pose in enumerate(camera_path(scene, frames, seed)):
+            noise = np.random.default_rng([seed, _CLIP_STREAM, number])
+            rgb, depth_m = scene.render(pose, camera, noise)
+            yield SourceFrame(rgb, number / rate_hz, camera, depth_m, f'synthetic {number}')
+
+    options = f'{frames} frames, size {h}x{w}, seed {seed}, {rate_hz:g} Hz, {style}'
+    return _write(
+        out_dir, shots(), frames, f'One camera path through a random room: {options}.', progress
+    )
+
+
+def _write(out_dir, frames, count, text, progress) -> int:
+    if progress:
+        from rich.console import Console
+        from rich.progress import track
+
+        frames = track(frames, 'rendering', count, console=Console(stderr=True))
+    written = write_pairs(out_dir, frames, jpeg_quality=_JPEG_QUALITY)
+    label = f'SYNTHETIC: drawn by vlm_depth_ros, no camera was there.\n\n{text}\n'
+    (Path(out_dir) / 'README.md').write_text(label, encoding='utf-8')
+    _log.info('%s: %d synthetic pictures', out_dir, written)
+    return written
+
+
+def _at_least_one(**numbers) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise InputError(f'{name} = {value}: expected an integer of at least 1.')
+
+
+def _checked_seed(seed) -> int:
+    if not isinstance(seed, Integral) or seed < 0:
+        raise InputError(f'seed = {seed}: expected an integer of at least 0.')
+    return int(seed)
+
+
+def run(args) -> int:
+    """Do what `vlm-depth synthetic` was asked for (flags in `tools.arguments`); the exit code."""
+    hw = _parse_size(args.size)
+    if args.clip:
+        render_clip(
+            args.out, args.count, hw, args.seed, args.rate_hz, style=args.style, progress=True
+        )
+    else:
+        render_set(args.out, args.count, hw, args.seed, progress=True)
+    return 0
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    parts = str(text).lower().split('x')
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise InputError(f'--size {text!r}: expected HEIGHTxWIDTH in pixels, such as 240x320.')
+    return checked_hw(int(part) for part in parts)
