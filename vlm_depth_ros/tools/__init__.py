@@ -1,0 +1,1 @@
+"""Making and judging weights, at a desk. Never imports ``ros``."""

@@ -1,0 +1,94 @@
+"""Flags of every verb, apart from the verbs' modules, so that ``--help`` imports no torch."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from vlm_depth_ros.core.config import PRECISIONS
+
+
+def train(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth train``."""
+    parser.add_argument('recipe', type=Path, help='YAML, such as config/train/pocket.yaml')
+    parser.add_argument('out', type=Path, help='weights file to write (.safetensors)')
+    parser.add_argument(
+        '--data', type=Path, default=Path('../shared/data'), help='folder that holds the sets'
+    )
+    parser.add_argument(
+        '--resume', action='store_true', help='go on from OUT.resume, written at every check'
+    )
+
+
+def evaluate(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth evaluate``."""
+    _model(parser)
+    parser.add_argument(
+        '--data', type=Path, required=True, help='folder with pairs.csv (image, depth, camera)'
+    )
+    parser.add_argument('--rows', help='half-open row ranges A:B[,C:D]; all by default')
+    parser.add_argument(
+        '--protocol', choices=('nyu', 'kitti', 'full'), default='full', help='crop and range'
+    )
+    parser.add_argument(
+        '--blind-from', type=Path, help='fit the blind rows on this folder instead of on the '
+        'rows of DATA that are not judged',
+    )  # fmt: skip
+    parser.add_argument('--json', type=Path, help='write the result here')
+
+
+def synthetic(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth synthetic``."""
+    parser.add_argument('out', type=Path, help='new or empty folder; becomes a pairs.csv folder')
+    parser.add_argument('--count', type=int, default=100, help='number of pictures (default 100)')
+    parser.add_argument(
+        '--size', default='240x320', metavar='HxW', help='picture size, height first'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='same seed, same pictures (default 0)')
+    parser.add_argument(
+        '--clip', action='store_true', help='one camera on a path instead of single views'
+    )
+    parser.add_argument(
+        '--rate-hz', type=float, default=10.0, help='stamps of a clip (default 10)'
+    )
+    parser.add_argument('--style', default='room', help='kind of room of a clip (default room)')
+
+
+def report(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth report``."""
+    parser.add_argument('bag', type=Path, help='recording of a running node (.mcap)')
+    parser.add_argument('--out', type=Path, required=True, help='folder for pictures and table')
+    parser.add_argument(
+        '--json', type=Path, help='summary (default OUT/summary.json)'
+    )
+    parser.add_argument(
+        '--check', action='store_true', help='exit 1 unless 90 %% of the images were answered'
+    )
+
+
+def models(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth models``."""
+    parser.add_argument('--json', type=Path, help='write the list here')
+
+
+def predict(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth predict``."""
+    parser.add_argument('source', type=Path, help='pairs.csv folder, images, video or bag')
+    parser.add_argument('out', type=Path, help='folder for depth images, pictures and clouds')
+    _model(parser)
+    parser.add_argument('--ply', action='store_true', help='also a coloured cloud per image')
+
+
+def _model(parser: ArgumentParser) -> None:
+    parser.add_argument('--weights', default='pocket', help='shipped name or file')
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument('--precision', default='auto', choices=PRECISIONS)
+
+
+VERBS = {
+    'predict': (predict, 'depth of images, folders, videos or bags, as files'),
+    'evaluate': (evaluate, 'errors against measured depth, beside predictors that never look'),
+    'report': (report, 'table and pictures of a recording made by the node'),
+    'train': (train, 'train a head (or our own small tower and a head) by a YAML recipe'),
+    'synthetic': (synthetic, 'render rooms with exact depth, as a training set or a clip'),
+    'models': (models, 'what weights, heads and towers there are'),
+}
+"""Verb: (flags, summary); ``vlm_depth_ros.tools.<verb>.run(args)`` does it."""

@@ -1,0 +1,43 @@
+"""``vlm-depth <verb>``: one parser, verbs imported only when they run, one error handler."""
+
+import argparse
+from importlib import import_module
+import logging
+import os
+import sys
+
+from vlm_depth_ros import __version__
+from vlm_depth_ros.core.errors import VlmDepthError
+from vlm_depth_ros.tools.arguments import VERBS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; 0 when it worked, 1 and one line on a user's mistake, 2 on a wrong call."""
+    parser = argparse.ArgumentParser(
+        prog='vlm-depth', description='Depth for robots: make, judge and run weights.'
+    )
+    parser.add_argument('--version', action='version', version=__version__)
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+    for name, (add_flags, summary) in VERBS.items():
+        add_flags(verbs.add_parser(name, help=summary, description=f'{summary.capitalize()}.'))
+    args = parser.parse_args(argv)
+
+    # A thread that waits by spinning starves the others when the cores are shared (measured:
+    # 40 times slower beside one busy process). OpenMP reads this when torch is loaded.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    try:
+        return import_module(f'vlm_depth_ros.tools.{args.verb}').run(args)
+    except VlmDepthError as err:
+        if args.debug:
+            raise
+        print(f'vlm-depth {args.verb}: {err}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f'vlm-depth {args.verb}: stopped.', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())

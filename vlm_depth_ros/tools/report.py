@@ -1,0 +1,226 @@
+"""``vlm-depth report``: a recording of the running node becomes a table, pictures and a verdict.
+
+The recording holds what another process received, with the time of arrival; an image's stamp is
+the time of its publication, so latency is arrival of the cloud minus that stamp.
+"""
+
+import argparse
+from collections import defaultdict
+from dataclasses import dataclass, field
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.files import bags
+from vlm_depth_ros.files.atomic import atomic_file
+from vlm_depth_ros.files.bag_arrays import cloud_xyzrgb, depth_array_m, image_array, stamp_ns
+from vlm_depth_ros.files.clouds import write_ply
+from vlm_depth_ros.files.images import save_png
+from vlm_depth_ros.tools.metrics import PROTOCOLS, depth_metrics
+from vlm_depth_ros.tools.pictures import cloud_view, colour_bar, colour_rgb, sheet
+
+IMAGE, DEPTH, POINTS = '/image', '/depth/image_rect', '/points'
+TRUTH, RUN = '/ground_truth/depth', '/demo/run'
+SHOWN_FRAMES = 4
+SHOWN_HW = (240, 320)
+ANSWERED_SHARE = 0.9
+"""At least this share of the images must come back as clouds."""
+
+
+@dataclass
+class Recording:
+    """What a bag tells of a run; stamps and times in nanoseconds."""
+
+    images: list[int] = field(default_factory=list)
+    """Stamps of the images, in order."""
+    depths: list[int] = field(default_factory=list)
+    clouds: dict[int, int] = field(default_factory=dict)
+    """Stamp of each cloud: its arrival."""
+    abs_rel: list[float] = field(default_factory=list)
+    run: dict = field(default_factory=dict)
+    """What the recorder noted: source, rmw, weights, device."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the run, one sentence each."""
+        found = []
+        if not self.images:
+            return ['no image was recorded.']
+        answered = len(self.clouds) / len(self.images)
+        if answered < ANSWERED_SHARE:
+            found.append(
+                f'{len(self.clouds)} clouds for {len(self.images)} images: expected at least '
+                f'{ANSWERED_SHARE:.0%}.'
+            )
+        strangers = set(self.clouds) - set(self.images)
+        if strangers:
+            found.append(f'{len(strangers)} clouds carry a stamp that no image had.')
+        return found
+
+    def summary(self) -> dict:
+        """The figures of ``summary.json``."""
+        latency_ms = np.array(
+            [(arrival - stamp) / 1e6 for stamp, arrival in self.clouds.items()] or [np.nan]
+        )
+        arrivals = sorted(self.clouds.values())
+        span_s = (arrivals[-1] - arrivals[0]) / 1e9 if len(arrivals) > 1 else 0
+        names = ('rmw', 'weights', 'device', 'source', 'is_synthetic', 'played_hz')
+        return {
+            'frames_in': len(self.images),
+            'frames_out': len(self.clouds),
+            'points_out': self.run.get('points_out', 0),
+            'rate_hz': round((len(arrivals) - 1) / span_s, 2) if span_s else 0.0,
+            'latency_ms': {
+                f'p{q}': round(float(np.percentile(latency_ms, q)), 1) for q in (50, 95, 99)
+            },
+            'abs_rel': round(float(np.mean(self.abs_rel)), 4) if self.abs_rel else None,
+        } | {name: self.run.get(name) for name in names}
+
+
+@dataclass
+class Shown:
+    """One frame of the picture."""
+
+    rgb: np.ndarray | None = None
+    depth_m: np.ndarray | None = None
+    truth_m: np.ndarray | None = None
+    cloud: tuple | None = None
+
+
+def read_recording(path: Path) -> tuple[Recording, list[Shown]]:
+    """Read a recording once for its figures and once more for a few frames to show.
+
+    Raises:
+        InputError: If the bag is missing, damaged, or holds no images.
+    """
+    found, depths, points_out = Recording(), {}, 0
+    truths: dict[int, np.ndarray] = {}
+    for topic, arrival_ns, msg in bags.read_messages(path):
+        if topic == IMAGE:
+            found.images.append(stamp_ns(msg))
+        elif topic == DEPTH:
+            found.depths.append(stamp_ns(msg))
+            depths[stamp_ns(msg)] = msg
+        elif topic == POINTS:
+            found.clouds[stamp_ns(msg)] = arrival_ns
+            points_out += msg.width * msg.height
+        elif topic == TRUTH:
+            truths[stamp_ns(msg)] = msg
+        elif topic == RUN:
+            found.run |= json.loads(msg.data)
+        for stamp in [s for s in depths if s in truths]:
+            depth_m = depth_array_m(depths.pop(stamp))
+            truth_m = depth_array_m(truths.pop(stamp))
+            if depth_m.shape == truth_m.shape and np.isfinite(truth_m).any():
+                found.abs_rel.append(_abs_rel(depth_m, truth_m))
+    found.run['points_out'] = points_out
+    if not found.images:
+        raise InputError(f'{path}: holds no {IMAGE}; expected a recording of the demo.')
+    return found, _frames_to_show(path, found)
+
+
+def _abs_rel(depth_m: np.ndarray, truth_m: np.ndarray) -> float:
+    """Unscaled AbsRel where both are known: what was withheld as unknown is not judged."""
+    both = np.where(np.isfinite(depth_m), truth_m, np.nan)
+    if not np.isfinite(both).any():
+        return float('nan')
+    return depth_metrics(depth_m, both, PROTOCOLS['full'])['abs_rel']
+
+
+def _frames_to_show(path: Path, found: Recording) -> list[Shown]:
+    complete = [s for s in found.images if s in found.clouds and s in set(found.depths)]
+    if not complete:
+        return []
+    picks = np.linspace(0, len(complete) - 1, min(SHOWN_FRAMES, len(complete)))
+    shown = {complete[round(i)]: Shown() for i in picks}
+    for topic, _, msg in bags.read_messages(path, (IMAGE, DEPTH, POINTS, *_has(path, TRUTH))):
+        frame = shown.get(stamp_ns(msg))
+        if frame is None:
+            continue
+        if topic == IMAGE:
+            frame.rgb = image_array(msg)
+        elif topic == POINTS:
+            frame.cloud = cloud_xyzrgb(msg)
+        elif topic == TRUTH:
+            frame.truth_m = depth_array_m(msg)
+        else:
+            frame.depth_m = image_array(msg)
+    return list(shown.values())
+
+
+def _has(path: Path, topic: str) -> tuple[str, ...]:
+    with bags.BagReader(path) as bag:
+        return (topic,) if any(t.name == topic for t in bag.topics) else ()
+
+
+def draw(frames: list[Shown]) -> np.ndarray:
+    """The sheet: image, depth, sensor depth where known, and the cloud seen from the side."""
+    maps = [m for f in frames for m in (f.depth_m, f.truth_m) if m is not None]
+    values = np.concatenate([m[np.isfinite(m)] for m in maps] or [np.ones(1)])
+    low, high = np.percentile(values, (1, 99)) if len(values) else (0.0, 1.0)
+    range_m = (float(np.floor(low * 2) / 2), float(np.ceil(high * 2) / 2))
+    has_truth = any(f.truth_m is not None for f in frames)
+    titles = ['image', 'depth (this node)', *(['depth (known)'] if has_truth else []),
+              'cloud, from above right']  # fmt: skip
+    rows = []
+    for f in frames:
+        row = [_fit(f.rgb), _fit(colour_rgb(f.depth_m, range_m), nearest=True)]
+        if has_truth:
+            truth = np.full(SHOWN_HW, np.nan, np.float32) if f.truth_m is None else f.truth_m
+            row.append(_fit(colour_rgb(truth, range_m), nearest=True))
+        row.append(cloud_view(*f.cloud, SHOWN_HW, (25.0, 20.0)))
+        rows.append(row)
+    return sheet(rows, titles, colour_bar(range_m, (44, 2 * SHOWN_HW[1])))
+
+
+def _fit(picture: np.ndarray, nearest: bool = False) -> np.ndarray:
+    """Scale into the cell, aspect kept, white around it."""
+    height, width = picture.shape[:2]
+    scale = min(SHOWN_HW[0] / height, SHOWN_HW[1] / width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    way = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA
+    small = cv2.resize(np.ascontiguousarray(picture), size, interpolation=way)
+    cell = np.full((*SHOWN_HW, 3), 255, np.uint8)
+    top, left = (SHOWN_HW[0] - size[1]) // 2, (SHOWN_HW[1] - size[0]) // 2
+    cell[top : top + size[1], left : left + size[0]] = small
+    return cell
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, draw, print; 1 with ``--check`` if the run was not good enough."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    with console.status(f'reading {args.bag}'):
+        recording, frames = read_recording(args.bag)
+        args.out.mkdir(parents=True, exist_ok=True)
+        summary, written = recording.summary(), []
+        with atomic_file(args.json or args.out / 'summary.json') as path:
+            path.write_text(json.dumps(summary, indent=2) + '\n')
+        if frames:
+            save_png(args.out / 'frames.png', draw(frames))
+            points, rgb = frames[len(frames) // 2].cloud
+            finite = np.isfinite(points).all(axis=1)
+            write_ply(args.out / 'cloud.ply', points[finite], None if rgb is None else rgb[finite])
+            written = ['frames.png', 'cloud.ply']
+    label = ' (synthetic images)' if summary['is_synthetic'] else ''
+    table = Table(title=f'{summary["source"] or args.bag}{label}')
+    for column in ('frames in', 'out', 'rate Hz', 'p50 ms', 'p95 ms', 'p99 ms', 'AbsRel'):
+        table.add_column(column, justify='right')
+    latency = summary['latency_ms']
+    table.add_row(
+        str(summary['frames_in']), str(summary['frames_out']), f'{summary["rate_hz"]:.1f}',
+        *(f'{latency[q]:.0f}' for q in ('p50', 'p95', 'p99')),
+        'no truth' if summary['abs_rel'] is None else f'{summary["abs_rel"]:.3f}',
+    )  # fmt: skip
+    console.print(table)
+    console.print(f'weights {summary["weights"]} on {summary["device"]}, {summary["rmw"]}')
+    for name in ('summary.json', *written):
+        console.print(f'  {args.out / name}')
+    problems = recording.problems()
+    for problem in problems:
+        console.print(f'[red]not good:[/red] {problem}')
+    return 1 if args.check and problems else 0

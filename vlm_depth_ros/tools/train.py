@@ -1,0 +1,335 @@
+"""``vlm-depth train``: a recipe in, a weights file out; one visible loop.
+
+Stages run one after the other. A stage with ``frozen_tower: false`` trains tower and head together
+(only for a tower of our own); the next stage hashes and freezes the tower, throws that head away
+and trains a fresh one, as for every other tower.
+"""
+
+import argparse
+from dataclasses import asdict, dataclass, field
+import logging
+from pathlib import Path
+import time
+
+import torch
+from torch import nn
+import yaml
+
+from vlm_depth_ros.core.config import ModelConfig, from_mapping, require
+from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
+from vlm_depth_ros.core.model import DepthModel, save_model
+from vlm_depth_ros.core.preprocess import to_camera_grid
+from vlm_depth_ros.tools.augment import AugmentConfig, random_views
+from vlm_depth_ros.tools.datasets import CachedSet, SetConfig, load_set
+from vlm_depth_ros.tools.losses import log_gradient, silog
+from vlm_depth_ros.tools.metrics import NYU_CROP, depth_metrics, mean_metrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One run of the optimiser."""
+
+    name: str
+    frozen_tower: bool
+    steps: int
+    lr: float
+    """Peak of a linear warm-up over 5 % of the steps and a cosine to 1 % of it."""
+    weight_decay: float = 0.02
+    teacher_weight: float = 0.0
+    """Weight of the feature teacher; only where the tower learns."""
+
+    def __post_init__(self):
+        """Check bounds."""
+        require(self.steps > 0, f'stage {self.name}: steps = {self.steps}, expected at least 1.')
+        require(self.lr > 0, f'stage {self.name}: lr = {self.lr}, expected a positive number.')
+        require(
+            not (self.frozen_tower and self.teacher_weight),
+            f'stage {self.name}: a frozen tower cannot follow a teacher.',
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a weights file is made; travels inside it as a record."""
+
+    name: str
+    model: dict
+    sets: tuple[dict, ...]
+    """`SetConfig` each."""
+    select: dict
+    """The rows that choose the checkpoint; never those that judge it."""
+    stages: tuple[dict, ...]
+    """`StageConfig` each."""
+    batch: int = 16
+    cache_hw: tuple[int, int] = (240, 320)
+    """Working size of the images in memory."""
+    augment: dict = field(default_factory=dict)
+    """`AugmentConfig`."""
+    gradient_weight: float = 2.0
+    aux_weights: tuple[float, ...] = (0.1, 0.05, 0.0)
+    """SPACE-CLIP's weights of the auxiliary heads, coarse to fine."""
+    ema: float = 0.998
+    """Decay of the averaged weights that are judged and saved."""
+    check_every: int = 200
+    """Steps between checks on the selection rows."""
+    seed: int = 42
+    teacher: str | None = None
+    """ONNX file, relative to the data root."""
+    licence: str = 'not stated'
+    notice: str = ''
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train by a recipe."""
+    try:
+        options = yaml.safe_load(args.recipe.read_text())
+    except (OSError, yaml.YAMLError) as err:
+        raise ConfigError(f'{args.recipe}: not a readable YAML file ({err}).') from err
+    train(from_mapping(TrainConfig, options, str(args.recipe)), args.data, args.out, args.resume)
+    return 0
+
+
+def train(config: TrainConfig, data: Path, out: Path, resume: bool = False) -> dict[str, float]:
+    """Run all stages and write the weights file.
+
+    Args:
+        config: The recipe.
+        data: Folder that holds the sets.
+        out: Weights file to write; ``out.resume`` beside it holds the state between checks.
+        resume: Go on from that state.
+
+    Returns:
+        Metrics of the saved weights on the selection rows.
+    """
+    from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    torch.manual_seed(config.seed)
+    stages = [from_mapping(StageConfig, s, f'{config.name}.stages') for s in config.stages]
+    model = DepthModel(ModelConfig.from_dict(config.model, f'{config.name}.model'))
+    model.to(memory_format=torch.channels_last)
+    saved = _read_resume(out) if resume else None
+    columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, '{task.fields[note]}') as progress:
+        sets, chosen = _load_sets(config, data, progress)
+        metrics = {}
+        for index, stage in enumerate(stages):
+            if saved and index < saved['stage']:
+                continue
+            state = saved if saved and index == saved['stage'] else None
+            if state:
+                model.load_state_dict(state['start'])
+            elif index:
+                fresh = DepthModel(model.config).to(memory_format=torch.channels_last)
+                model.head.load_state_dict(fresh.head.state_dict())
+            run_ = _StageRun(config, stage, index, model, sets, chosen, data, out, state)
+            metrics = run_.run(progress)
+    record = asdict(config) | {'torch': torch.__version__, 'selection': metrics}
+    save_model(
+        out, model, name=config.name, embed_tower=model.config.pretrained is None,
+        licence=config.licence, notice=config.notice, training=record,
+    )
+    _resume_path(out).unlink(missing_ok=True)
+    log.info('%s: %s', out, {k: round(v, 4) for k, v in metrics.items()})
+    return metrics
+
+
+class _StageRun:
+    """The state of one stage and the loop over it."""
+
+    def __init__(self, config, stage, index, model, sets, chosen, data, out, state):
+        self.config, self.stage, self.index, self.model = config, stage, index, model
+        self.sets, self.chosen, self.out = sets, chosen, out
+        self.augment = from_mapping(AugmentConfig, config.augment, 'augment')
+        spec = model.backbone.spec
+        self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
+        model.requires_grad_(True)
+        self.tower_sha256 = None
+        if stage.frozen_tower:
+            model.freeze_tower()
+            self.tower_sha256 = model.backbone.state_sha256()
+        self.teacher = None
+        if stage.teacher_weight:
+            from vlm_depth_ros.tools.teacher import FeatureTeacher
+
+            require(config.teacher is not None, f'stage {stage.name}: no teacher is named.')
+            self.teacher = FeatureTeacher(data / config.teacher, spec)
+        self.optimiser = torch.optim.AdamW(_decay_groups(self._trained(), stage), lr=stage.lr)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, self._rate)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema),
+            use_buffers=True,
+        )
+        self.step, self.best, self.best_metrics, self.best_state = 0, float('inf'), {}, None
+        if state:
+            self._restore(state)
+
+    def _trained(self) -> nn.ModuleList:
+        parts = [self.model.head] if self.stage.frozen_tower else [self.model]
+        return nn.ModuleList(parts + ([self.teacher] if self.teacher else []))
+
+    def _rate(self, step: int) -> float:
+        warm = max(1, self.stage.steps // 20)
+        if step < warm:
+            return (step + 1) / warm
+        share = (step - warm) / max(1, self.stage.steps - warm)
+        return 0.01 + 0.99 * 0.5 * (1 + torch.cos(torch.tensor(share * torch.pi)).item())
+
+    def run(self, progress) -> dict[str, float]:
+        task = progress.add_task(
+            self.stage.name, total=self.stage.steps, completed=self.step, note=''
+        )
+        start, first = time.monotonic(), self.step
+        while self.step < self.stage.steps:
+            loss = self._one_step()
+            self.step += 1
+            if self.step % self.config.check_every == 0 or self.step == self.stage.steps:
+                self._check()
+                self._write_resume()
+                pace = (self.step - first) * self.config.batch / (time.monotonic() - start)
+                note = f'loss {loss:.3f}, best abs_rel {self.best:.4f}, {pace:.0f} images/s'
+                progress.console.print(f'{self.stage.name} step {self.step}: {note}')
+                progress.update(task, note=note)
+            progress.update(task, completed=self.step)
+        self.model.load_state_dict(self.best_state)
+        if self.tower_sha256 and self.model.backbone.state_sha256() != self.tower_sha256:
+            raise WeightsError(f'stage {self.stage.name}: the frozen tower changed.')
+        return self.best_metrics
+
+    def _one_step(self) -> float:
+        # Seeded by the step alone, so that a resumed run draws what an unbroken one draws.
+        seed = (self.config.seed * 1000 + self.index) * 1_000_000 + self.step
+        rng = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        rgb, depth_m, focal = _draw(self.sets, self.config.batch, rng)
+        canonical = self.model.config.camera.focal if self.model.config.camera else 1.0
+        hw = self.model.config.input_hw
+        view, truth = random_views(rgb, depth_m, focal, canonical, hw, self.augment, rng)
+        self.model.train()
+        if self.stage.frozen_tower:
+            self.model.backbone.eval()
+        loss = self._loss(view, truth)
+        self.optimiser.zero_grad(set_to_none=True)
+        if not torch.isfinite(loss):
+            log.warning('step %d: the loss is %s; the step is left out.', self.step, loss.item())
+            self.schedule.step()
+            return loss.item()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._trained().parameters(), 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self.average.update_parameters(self.model)
+        return loss.item()
+
+    def _loss(self, view: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        image = ((view - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        layers = {*self.model.head.layers, *(self.teacher.layers if self.teacher else ())}
+        with torch.autocast('cpu', torch.bfloat16):
+            with torch.set_grad_enabled(not self.stage.frozen_tower):
+                features = self.model.backbone(image, layers)
+            found = self.model.head(features)
+        valid, hw = torch.isfinite(truth), truth.shape[-2:]
+        depth_m = to_camera_grid(found.depth_m.float(), hw)
+        loss = silog(depth_m, truth, valid)
+        loss = loss + self.config.gradient_weight * log_gradient(depth_m, truth, valid)
+        for weight, aux in zip(self.config.aux_weights, found.extras.get('aux_depth_m', ())):
+            if weight:
+                loss = loss + weight * silog(to_camera_grid(aux.float(), hw), truth, valid)
+        if self.teacher:
+            loss = loss + self.stage.teacher_weight * self.teacher(view, features)
+        return loss
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        model = self.average.module.eval()
+        rows = []
+        camera = model.config.camera
+        for i in range(len(self.chosen)):
+            image = nn.functional.interpolate(
+                self.chosen.rgb[i : i + 1].float(), model.config.input_hw, mode='bilinear',
+                antialias=True,
+            )
+            depth_m = to_camera_grid(
+                model((image / 255 - self.mean) / self.std).depth_m, self.chosen.rgb.shape[-2:]
+            )
+            scale = self.chosen.focal[i].item() / camera.focal if camera else 1.0
+            rows.append(
+                depth_metrics(
+                    (depth_m[0, 0] * scale).numpy(), self.chosen.depth_m[i, 0].numpy(), NYU_CROP
+                )
+            )
+        metrics = mean_metrics(rows)
+        if metrics['abs_rel'] < self.best:
+            self.best, self.best_metrics = metrics['abs_rel'], metrics
+            self.best_state = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def _write_resume(self) -> None:
+        path = _resume_path(self.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix('.partial')
+        torch.save(
+            {
+                'stage': self.index, 'step': self.step, 'start': self.model.state_dict(),
+                'teacher': self.teacher.state_dict() if self.teacher else {},
+                'optimiser': self.optimiser.state_dict(), 'schedule': self.schedule.state_dict(),
+                'average': self.average.state_dict(), 'best': self.best,
+                'best_metrics': self.best_metrics, 'best_state': self.best_state,
+            },
+            partial,
+        )
+        partial.replace(path)
+
+    def _restore(self, state: dict) -> None:
+        self.step, self.best = state['step'], state['best']
+        self.best_metrics, self.best_state = state['best_metrics'], state['best_state']
+        self.optimiser.load_state_dict(state['optimiser'])
+        self.schedule.load_state_dict(state['schedule'])
+        self.average.load_state_dict(state['average'])
+        if self.teacher:
+            self.teacher.load_state_dict(state['teacher'])
+
+
+def _load_sets(config: TrainConfig, data: Path, progress) -> tuple[list[CachedSet], CachedSet]:
+    options = [*config.sets, config.select]
+    found = []
+    for entry in (from_mapping(SetConfig, s, f'{config.name}.sets') for s in options):
+        task = progress.add_task(f'reading {entry.folder}', total=None, note='')
+        found.append(
+            load_set(entry, data, config.cache_hw, lambda t=task: progress.advance(t))
+        )
+        progress.update(task, total=len(found[-1]), completed=len(found[-1]))
+    return found[:-1], found[-1]
+
+
+def _draw(sets: list[CachedSet], count: int, rng: torch.Generator):
+    """(rgb, depth_m, focal) of `count` random samples, sets by their weights."""
+    weights = torch.tensor([s.weight for s in sets])
+    which = torch.multinomial(weights, count, replacement=True, generator=rng).tolist()
+    picks = [(sets[w], torch.randint(len(sets[w]), (), generator=rng).item()) for w in which]
+    return tuple(
+        torch.stack([getattr(s, name)[i] for s, i in picks]) for name in ('rgb', 'depth_m', 'focal')
+    )
+
+
+def _decay_groups(module: nn.Module, stage: StageConfig) -> list[dict]:
+    """Weight decay on matrices and kernels only, not on norms and biases."""
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {'params': [p for p in wanted if p.ndim > 1], 'weight_decay': stage.weight_decay},
+        {'params': [p for p in wanted if p.ndim <= 1], 'weight_decay': 0.0},
+    ]
+
+
+def _resume_path(out: Path) -> Path:
+    return out.with_name(out.name + '.resume')
+
+
+def _read_resume(out: Path) -> dict:
+    path = _resume_path(out)
+    try:
+        return torch.load(path, weights_only=True)
+    except FileNotFoundError as err:
+        raise InputError(f'{path}: nothing to resume. Start without --resume.') from err
+    except Exception as err:
+        raise WeightsError(f'{path}: not a readable training state ({err}).') from err
