@@ -42,8 +42,12 @@ help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed
-	$(GRAPH) $(BIN)/python -m vlm_depth_ros.ros.demo --out '$(OUT)' $(if $(SOURCE),--source '$(SOURCE)')
-	$(BIN)/vlm-depth report '$(OUT)/depth.mcap' --out '$(OUT)'
+ifeq ($(SOURCE),)
+	@rm -rf '$(OUT)/clip'
+	$(BIN)/vlm-depth synthetic '$(OUT)/clip' --clip --count 40 --size 480x640 --seed 4
+endif
+	$(GRAPH) $(BIN)/python -m vlm_depth_ros.ros.demo --out '$(OUT)' --source '$(or $(SOURCE),$(OUT)/clip)'
+	$(BIN)/vlm-depth report '$(OUT)/depth.mcap' --out '$(OUT)' --check
 
 test: $(VENV)/.installed
 	$(GRAPH) VLM_DEPTH_INSTALLED=1 $(BIN)/pytest $(ARGS)

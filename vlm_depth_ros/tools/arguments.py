@@ -72,9 +72,13 @@ def models(parser: ArgumentParser) -> None:
 def predict(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth predict``."""
     parser.add_argument('source', type=Path, help='pairs.csv folder, images, video or bag')
-    parser.add_argument('out', type=Path, help='folder for depth images, pictures and clouds')
+    parser.add_argument('out', type=Path, help='folder for depth/ (mm), color/ and cloud/')
     _model(parser)
     parser.add_argument('--ply', action='store_true', help='also a coloured cloud per image')
+    parser.add_argument(
+        '--range-m', type=float, nargs=2, metavar=('NEAR', 'FAR'),
+        help='depths of the first and the last colour (default: the range of the weights)',
+    )  # fmt: skip
 
 
 def _model(parser: ArgumentParser) -> None:

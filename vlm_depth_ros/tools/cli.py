@@ -20,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
     for name, (add_flags, summary) in VERBS.items():
-        add_flags(verbs.add_parser(name, help=summary, description=f'{summary.capitalize()}.'))
+        text = f'{summary[0].upper()}{summary[1:]}.'
+        add_flags(verbs.add_parser(name, help=summary, description=text))
     args = parser.parse_args(argv)
 
     # A thread that waits by spinning starves the others when the cores are shared (measured:
@@ -32,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     except VlmDepthError as err:
         if args.debug:
             raise
-        print(f'vlm-depth {args.verb}: {err}', file=sys.stderr)
+        # One line, though some libraries explain themselves in several.
+        print(f'vlm-depth {args.verb}: {" ".join(str(err).split())}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f'vlm-depth {args.verb}: stopped.', file=sys.stderr)

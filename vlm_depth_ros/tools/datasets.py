@@ -7,7 +7,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.files.pairs import Pair, read_pairs
@@ -30,9 +29,14 @@ class SetConfig:
 
     def __post_init__(self):
         """Check ranges."""
-        require(self.weight > 0, f'weight = {self.weight}: expected a positive number.')
-        for a, b in self.rows:
-            require(0 <= a < b, f'rows {a}:{b}: expected 0 <= first < end.')
+        where = f'set {self.folder}'
+        require(self.weight > 0, f'{where}: weight = {self.weight}, expected a positive number.')
+        require(self.border_px >= 0, f'{where}: border_px = {self.border_px}, expected 0 or more.')
+        for row in self.rows:
+            is_range = isinstance(row, tuple) and len(row) == 2 and 0 <= row[0] < row[1]
+            require(
+                is_range, f'{where}: rows {row}, expected [[first, end], ...], 0 <= first < end.'
+            )
 
 
 def select_rows(pairs: Sequence[Pair], rows: Sequence[tuple[int, int]]) -> list[Pair]:

@@ -7,18 +7,16 @@ depth. A model that does not beat them sees nothing.
 import argparse
 from dataclasses import dataclass
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
-
 from vlm_depth_ros.core.config import RuntimeConfig
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.pairs import Pair, read_pairs
 from vlm_depth_ros.tools.datasets import parse_rows, select_rows
-from vlm_depth_ros.tools.metrics import PROTOCOLS, Protocol, depth_metrics, mean_metrics
+from vlm_depth_ros.tools.metrics import depth_metrics, mean_metrics, Protocol, PROTOCOLS
 from vlm_depth_ros.tools.progress import steps
 
 BLIND_HW = (240, 320)
@@ -97,24 +95,26 @@ def evaluate(
         blind_pairs: Images that the blind predictors are fitted on.
 
     Returns:
-        ``images``, and the nine metrics under ``unscaled``, ``median_scaled`` and ``blind`` (one
-        entry per blind predictor; ``best`` names that of the lowest abs_rel).
+        ``images``, and the nine metrics under ``unscaled``, ``median_scaled`` and, per blind
+        predictor, ``blind``.
     """
     blind = fit_blind(blind_pairs, protocol)
     unscaled, scaled, rows = [], [], {}
     for pair in steps(pairs, f'judging {estimator.name}'):
         frame = pair.load()
         depth_m = estimator(frame.rgb, frame.intrinsics).depth_m
-        unscaled.append(depth_metrics(depth_m, frame.depth_m, protocol))
+        try:
+            unscaled.append(depth_metrics(depth_m, frame.depth_m, protocol))
+        except InputError as err:
+            raise InputError(f'{pair.depth}: {err}') from err
         scaled.append(depth_metrics(depth_m, frame.depth_m, protocol, median_scaled=True))
         for name, guess in blind.predictions(frame.depth_m.shape).items():
             rows.setdefault(name, []).append(depth_metrics(guess, frame.depth_m, protocol))
-    means = {name: mean_metrics(found) for name, found in rows.items()}
     return {
         'images': len(pairs),
         'unscaled': mean_metrics(unscaled),
         'median_scaled': mean_metrics(scaled),
-        'blind': means | {'best': min(means, key=lambda n: means[n]['abs_rel'])},
+        'blind': {name: mean_metrics(found) for name, found in rows.items()},
     }
 
 
@@ -158,13 +158,13 @@ def _print_table(result: dict) -> None:
     for column in ('row', *names):
         table.add_column(column)
     rows = {'unscaled': result['unscaled'], 'median-scaled': result['median_scaled']}
-    best = result['blind']['best']
-    rows |= {f'blind: {n}': m for n, m in result['blind'].items() if n != 'best'}
+    blind = result['blind']
+    best = min(blind, key=lambda name: blind[name]['abs_rel'])
+    rows |= {f'blind: {name}': metrics for name, metrics in blind.items()}
     for name, metrics in rows.items():
         table.add_row(name, *(f'{metrics[m]:.4f}' for m in names))
     console = Console()
     console.print(table)
-    ratio = result['unscaled']['abs_rel'] / result['blind'][best]['abs_rel']
+    ratio = result['unscaled']['abs_rel'] / blind[best]['abs_rel']
     console.print(f'abs_rel is {ratio:.3f} of the best blind row ({best}, fitted on '
                   f'{result["blind_fitted_on"]}).')  # fmt: skip
-

@@ -16,7 +16,7 @@ def silog(depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor, foc
         focus: 1 ignores the absolute scale, 0 is the plain RMS of log errors.
 
     Returns:
-        A scalar; 0 with a gradient path when nothing is valid.
+        A scalar, at least 0.003 (the root of 0 has no gradient), so also when nothing is valid.
     """
     # Sums under a mask: picking the valid pixels out costs several times as much.
     d = torch.where(valid, _log_error(depth_m, truth_m), 0.0)
@@ -56,7 +56,7 @@ def _log_error(depth_m: torch.Tensor, truth_m: torch.Tensor) -> torch.Tensor:
 
 
 def correlation(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean over channels of 1 - correlation between two (B, C, h, w) maps, over batch and place."""
+    """Mean over channels of 1 - correlation of two (B, C, h, w) maps over batch and place."""
     mean, var = teacher.mean((0, 2, 3), keepdim=True), teacher.var((0, 2, 3), keepdim=True)
     teacher = (teacher - mean) / (var + 1e-6).sqrt()
     student = F.batch_norm(student, None, None, training=True)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
 from vlm_depth_ros.core.errors import InputError
 
 METRICS = (
@@ -30,8 +29,9 @@ class Protocol:
         height, width = hw
         top, bottom, left, right = self.crop
         inside = np.zeros(hw, bool)
-        rows = slice(round(top * height), round(bottom * height))
-        inside[rows, round(left * width) : round(right * width)] = True
+        # Rounded down, as the published crops are; the margin is for 471 / 480 * 480 < 471.
+        rows = slice(int(top * height + 1e-6), int(bottom * height + 1e-6))
+        inside[rows, int(left * width + 1e-6) : int(right * width + 1e-6)] = True
         return inside
 
 
@@ -55,8 +55,8 @@ def depth_metrics(
     """Errors of one image.
 
     Args:
-        depth_m: (H, W) prediction, metres; not-finite and out-of-range values are clipped to the
-            protocol's range (NaN to its maximum or, without one, to the truth's).
+        depth_m: (H, W) prediction, metres; out-of-range values are clipped to the protocol's
+            range. NaN and +Inf become its maximum or, without one, the truth's.
         truth_m: (H, W) metres; NaN or 0 where there is none.
         protocol: Crop and range.
         median_scaled: First multiply by median(truth) / median(prediction).
@@ -77,10 +77,11 @@ def depth_metrics(
     t = truth_m[valid].astype(np.float64)
     p = depth_m[valid].astype(np.float64)
     top = high if np.isfinite(high) else t.max()
-    p = np.where(np.isnan(p), top, p)
+    # Before the median: an infinite or a zero one would scale everything to NaN.
+    p = np.maximum(np.nan_to_num(p, nan=top, posinf=top, neginf=low), low)
     if median_scaled:
         p = p * (np.median(t) / np.median(p))
-    p = np.clip(p, low, top)
+    p = np.clip(p, low, high)
     d = np.log(p) - np.log(t)
     ratio = np.exp(np.abs(d))
     return {

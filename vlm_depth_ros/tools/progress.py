@@ -7,7 +7,8 @@ T = TypeVar('T')
 
 
 def steps(items: Sequence[T], what: str) -> Iterable[T]:
-    """Go through `items` with a bar on the terminal that says what is done and when it ends."""
+    """Go through `items` with a bar on stderr that says what is done and when it ends."""
+    from rich.console import Console
     from rich.progress import track
 
-    return track(items, what, transient=True)
+    return track(items, what, transient=True, console=Console(stderr=True))

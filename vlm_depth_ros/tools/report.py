@@ -5,25 +5,37 @@ the time of its publication, so latency is arrival of the cloud minus that stamp
 """
 
 import argparse
-from collections import defaultdict
 from dataclasses import dataclass, field
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.files import bags
 from vlm_depth_ros.files.atomic import atomic_file
-from vlm_depth_ros.files.bag_arrays import cloud_xyzrgb, depth_array_m, image_array, stamp_ns
+from vlm_depth_ros.files.bag_arrays import (
+    cloud_xyzrgb,
+    depth_array_m,
+    image_array,
+    stamp_ns,
+)
 from vlm_depth_ros.files.clouds import write_ply
 from vlm_depth_ros.files.images import save_png
-from vlm_depth_ros.tools.metrics import PROTOCOLS, depth_metrics
+from vlm_depth_ros.tools.metrics import depth_metrics, PROTOCOLS
 from vlm_depth_ros.tools.pictures import cloud_view, colour_bar, colour_rgb, sheet
 
 IMAGE, DEPTH, POINTS = '/image', '/depth/image_rect', '/points'
 TRUTH, RUN = '/ground_truth/depth', '/demo/run'
+TYPES = {
+    IMAGE: 'sensor_msgs/msg/Image',
+    DEPTH: 'sensor_msgs/msg/Image',
+    POINTS: 'sensor_msgs/msg/PointCloud2',
+    TRUTH: 'sensor_msgs/msg/Image',
+    RUN: 'std_msgs/msg/String',
+}
+"""What is read of a recording; a topic of another type is left alone."""
 SHOWN_FRAMES = 4
 SHOWN_HW = (240, 320)
 ANSWERED_SHARE = 0.9
@@ -61,9 +73,8 @@ class Recording:
 
     def summary(self) -> dict:
         """The figures of ``summary.json``."""
-        latency_ms = np.array(
-            [(arrival - stamp) / 1e6 for stamp, arrival in self.clouds.items()] or [np.nan]
-        )
+        asked = set(self.images)
+        latency_ms = [(end - start) / 1e6 for start, end in self.clouds.items() if start in asked]
         arrivals = sorted(self.clouds.values())
         span_s = (arrivals[-1] - arrivals[0]) / 1e9 if len(arrivals) > 1 else 0
         names = ('rmw', 'weights', 'device', 'source', 'is_synthetic', 'played_hz')
@@ -73,7 +84,8 @@ class Recording:
             'points_out': self.run.get('points_out', 0),
             'rate_hz': round((len(arrivals) - 1) / span_s, 2) if span_s else 0.0,
             'latency_ms': {
-                f'p{q}': round(float(np.percentile(latency_ms, q)), 1) for q in (50, 95, 99)
+                f'p{q}': round(float(np.percentile(latency_ms, q)), 1) if latency_ms else None
+                for q in (50, 95, 99)
             },
             'abs_rel': round(float(np.mean(self.abs_rel)), 4) if self.abs_rel else None,
         } | {name: self.run.get(name) for name in names}
@@ -95,75 +107,97 @@ def read_recording(path: Path) -> tuple[Recording, list[Shown]]:
     Raises:
         InputError: If the bag is missing, damaged, or holds no images.
     """
-    found, depths, points_out = Recording(), {}, 0
-    truths: dict[int, np.ndarray] = {}
-    for topic, arrival_ns, msg in bags.read_messages(path):
-        if topic == IMAGE:
-            found.images.append(stamp_ns(msg))
-        elif topic == DEPTH:
-            found.depths.append(stamp_ns(msg))
-            depths[stamp_ns(msg)] = msg
-        elif topic == POINTS:
-            found.clouds[stamp_ns(msg)] = arrival_ns
-            points_out += msg.width * msg.height
-        elif topic == TRUTH:
-            truths[stamp_ns(msg)] = msg
-        elif topic == RUN:
-            found.run |= json.loads(msg.data)
-        for stamp in [s for s in depths if s in truths]:
-            depth_m = depth_array_m(depths.pop(stamp))
-            truth_m = depth_array_m(truths.pop(stamp))
-            if depth_m.shape == truth_m.shape and np.isfinite(truth_m).any():
-                found.abs_rel.append(_abs_rel(depth_m, truth_m))
-    found.run['points_out'] = points_out
-    if not found.images:
+    topics = _topics(path)
+    if IMAGE not in topics:
         raise InputError(f'{path}: holds no {IMAGE}; expected a recording of the demo.')
-    return found, _frames_to_show(path, found)
+    found, points_out = Recording(), 0
+    waiting: dict[str, dict[int, Any]] = {DEPTH: {}, TRUTH: {}}
+    for topic, arrival_ns, msg in bags.read_messages(path, topics):
+        if topic == RUN:
+            found.run |= _facts(path, msg.data)
+            continue
+        stamp = stamp_ns(msg)
+        if topic == IMAGE:
+            found.images.append(stamp)
+        elif topic == POINTS:
+            found.clouds[stamp] = arrival_ns
+            points_out += msg.width * msg.height
+        elif topic == DEPTH:
+            found.depths.append(stamp)
+        if topic in waiting and TRUTH in topics:
+            waiting[topic][stamp] = msg
+            if all(stamp in messages for messages in waiting.values()):
+                depth, truth = (waiting[name].pop(stamp) for name in (DEPTH, TRUTH))
+                found.abs_rel += _abs_rel(depth_array_m(depth), depth_array_m(truth))
+    found.run['points_out'] = points_out
+    return found, _frames_to_show(path, found, topics)
 
 
-def _abs_rel(depth_m: np.ndarray, truth_m: np.ndarray) -> float:
-    """Unscaled AbsRel where both are known: what was withheld as unknown is not judged."""
+def _topics(path: Path) -> list[str]:
+    with bags.BagReader(path) as bag:
+        return [t.name for t in bag.topics if TYPES.get(t.name) == t.msgtype and t.count]
+
+
+def _facts(path: Path, text: str) -> dict:
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise InputError(f'{path}: {RUN} holds {text[:40]!r}; expected the facts of a demo run.')
+    return facts
+
+
+def _abs_rel(depth_m: np.ndarray, truth_m: np.ndarray) -> list[float]:
+    """Unscaled AbsRel where both are known, if anywhere: what was withheld is not judged."""
+    if depth_m.shape != truth_m.shape:
+        return []
     both = np.where(np.isfinite(depth_m), truth_m, np.nan)
     if not np.isfinite(both).any():
-        return float('nan')
-    return depth_metrics(depth_m, both, PROTOCOLS['full'])['abs_rel']
+        return []
+    return [depth_metrics(depth_m, both, PROTOCOLS['full'])['abs_rel']]
 
 
-def _frames_to_show(path: Path, found: Recording) -> list[Shown]:
-    complete = [s for s in found.images if s in found.clouds and s in set(found.depths)]
+def _frames_to_show(path: Path, found: Recording, topics: list[str]) -> list[Shown]:
+    answered = set(found.clouds) & set(found.depths)
+    complete = [stamp for stamp in found.images if stamp in answered]
     if not complete:
         return []
     picks = np.linspace(0, len(complete) - 1, min(SHOWN_FRAMES, len(complete)))
     shown = {complete[round(i)]: Shown() for i in picks}
-    for topic, _, msg in bags.read_messages(path, (IMAGE, DEPTH, POINTS, *_has(path, TRUTH))):
+    for topic, _, msg in bags.read_messages(path, [t for t in topics if t != RUN]):
         frame = shown.get(stamp_ns(msg))
         if frame is None:
             continue
         if topic == IMAGE:
-            frame.rgb = image_array(msg)
+            frame.rgb = _rgb(msg)
         elif topic == POINTS:
             frame.cloud = cloud_xyzrgb(msg)
         elif topic == TRUTH:
             frame.truth_m = depth_array_m(msg)
-        else:
-            frame.depth_m = image_array(msg)
+        else:  # as the node publishes it, with what is beyond range as +Inf
+            is_metres = msg.encoding == '32FC1'
+            frame.depth_m = image_array(msg) if is_metres else depth_array_m(msg)
     return list(shown.values())
 
 
-def _has(path: Path, topic: str) -> tuple[str, ...]:
-    with bags.BagReader(path) as bag:
-        return (topic,) if any(t.name == topic for t in bag.topics) else ()
+def _rgb(msg: Any) -> np.ndarray:
+    pixels = image_array(msg)
+    if pixels.dtype != np.uint8:
+        raise InputError(f'{IMAGE}: encoding {msg.encoding!r} is no 8-bit picture.')
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
-def draw(frames: list[Shown]) -> np.ndarray:
+def draw(frames: list[Shown], label: str = '') -> np.ndarray:
     """The sheet: image, depth, sensor depth where known, and the cloud seen from the side."""
     maps = [m for f in frames for m in (f.depth_m, f.truth_m) if m is not None]
     values = np.concatenate([m[np.isfinite(m)] for m in maps] or [np.ones(1)])
     low, high = np.percentile(values, (1, 99)) if len(values) else (0.0, 1.0)
-    range_m = (float(np.floor(low * 2) / 2), float(np.ceil(high * 2) / 2))
+    low_m = float(np.floor(low * 2) / 2)
+    range_m = (low_m, max(float(np.ceil(high * 2) / 2), low_m + 0.5))
     has_truth = any(f.truth_m is not None for f in frames)
-    titles = ['image', 'depth (this node)', *(['depth (known)'] if has_truth else []),
-              'cloud, from above right']  # fmt: skip
+    titles = [f'image{label}', 'depth (this node)', *(['depth (known)'] if has_truth else []),
+              'cloud, seen from above right']  # fmt: skip
     rows = []
     for f in frames:
         row = [_fit(f.rgb), _fit(colour_rgb(f.depth_m, range_m), nearest=True)]
@@ -191,35 +225,34 @@ def _fit(picture: np.ndarray, nearest: bool = False) -> np.ndarray:
 def run(args: argparse.Namespace) -> int:
     """Read, draw, print; 1 with ``--check`` if the run was not good enough."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     with console.status(f'reading {args.bag}'):
         recording, frames = read_recording(args.bag)
-        args.out.mkdir(parents=True, exist_ok=True)
         summary, written = recording.summary(), []
-        with atomic_file(args.json or args.out / 'summary.json') as path:
+        label = ' (synthetic)' if summary['is_synthetic'] else ''
+        summary_file = args.json or args.out / 'summary.json'
+        with atomic_file(summary_file) as path:
             path.write_text(json.dumps(summary, indent=2) + '\n')
         if frames:
-            save_png(args.out / 'frames.png', draw(frames))
-            points, rgb = frames[len(frames) // 2].cloud
-            finite = np.isfinite(points).all(axis=1)
-            write_ply(args.out / 'cloud.ply', points[finite], None if rgb is None else rgb[finite])
+            save_png(args.out / 'frames.png', draw(frames, label))
+            write_ply(args.out / 'cloud.ply', *frames[len(frames) // 2].cloud)
             written = ['frames.png', 'cloud.ply']
-    label = ' (synthetic images)' if summary['is_synthetic'] else ''
-    table = Table(title=f'{summary["source"] or args.bag}{label}')
+    table = Table(title=escape(f'{summary["source"] or args.bag}{label}'))
     for column in ('frames in', 'out', 'rate Hz', 'p50 ms', 'p95 ms', 'p99 ms', 'AbsRel'):
         table.add_column(column, justify='right')
     latency = summary['latency_ms']
     table.add_row(
         str(summary['frames_in']), str(summary['frames_out']), f'{summary["rate_hz"]:.1f}',
-        *(f'{latency[q]:.0f}' for q in ('p50', 'p95', 'p99')),
+        *('-' if latency[q] is None else f'{latency[q]:.0f}' for q in ('p50', 'p95', 'p99')),
         'no truth' if summary['abs_rel'] is None else f'{summary["abs_rel"]:.3f}',
     )  # fmt: skip
     console.print(table)
     console.print(f'weights {summary["weights"]} on {summary["device"]}, {summary["rmw"]}')
-    for name in ('summary.json', *written):
-        console.print(f'  {args.out / name}')
+    for file in (summary_file, *(args.out / name for name in written)):
+        console.print(f'  {file}', markup=False, soft_wrap=True)
     problems = recording.problems()
     for problem in problems:
         console.print(f'[red]not good:[/red] {problem}')

@@ -1,13 +1,12 @@
 """A feature teacher: an ONNX network whose maps a tower of our own learns to predict.
 
-It is used while training and never shipped; see ``docs/heads.md`` for what it is worth.
+It is used while a tower of our own is trained, and never shipped.
 """
 
 from pathlib import Path
 
 import torch
 from torch import nn
-
 from vlm_depth_ros.core.errors import DependencyError, InputError
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.tools.losses import correlation
@@ -38,14 +37,24 @@ class FeatureTeacher(nn.Module):
             raise InputError(f'teacher {path}: no such file. Set teacher: null to train without.')
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(str(path), options, ['CPUExecutionProvider'])
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, ['CPUExecutionProvider']
+            )
+        except Exception as err:  # onnxruntime has a class of its own for each failure
+            raise InputError(f'teacher {path}: not a readable ONNX file ({err}).') from err
         probe = self._run(torch.zeros(1, 3, 64, 64))
         found = {64 // m.shape[-1]: name for name, m in probe.items() if m.ndim == 4}
         missing = [s for s in strides if s not in found]
         if missing:
-            raise InputError(f'teacher {path}: no map of stride {missing}; it has {sorted(found)}.')
+            raise InputError(f'teacher {path}: no map of stride {missing}, only {sorted(found)}.')
         self._names = [found[s] for s in strides]
         last = {stride: k for k, stride in enumerate(spec.strides)}
+        if not last.keys() >= set(strides):
+            raise InputError(
+                f'teacher {path}: tower {spec.tower!r} has strides {sorted(last)}, expected '
+                f'{strides} among them.'
+            )
         self.layers = tuple(last[s] for s in strides)
         self.projections = nn.ModuleList(
             nn.Conv2d(spec.widths[k], probe[name].shape[1], 1)

@@ -6,88 +6,34 @@ and trains a fresh one, as for every other tower.
 """
 
 import argparse
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 import logging
 from pathlib import Path
 import time
 
 import torch
 from torch import nn
-import yaml
-
-from vlm_depth_ros.core.config import ModelConfig, from_mapping, require
+from vlm_depth_ros.core.backbone import load_pretrained
+from vlm_depth_ros.core.config import from_mapping, ModelConfig, require
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
+from vlm_depth_ros.core.heads.registry import build_head
 from vlm_depth_ros.core.model import DepthModel, save_model
 from vlm_depth_ros.core.preprocess import to_camera_grid
+from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.tools.augment import AugmentConfig, random_views
-from vlm_depth_ros.tools.datasets import CachedSet, SetConfig, load_set
+from vlm_depth_ros.tools.datasets import CachedSet, load_set, SetConfig
 from vlm_depth_ros.tools.losses import log_gradient, silog
-from vlm_depth_ros.tools.metrics import NYU_CROP, depth_metrics, mean_metrics
+from vlm_depth_ros.tools.metrics import depth_metrics, mean_metrics, NYU_CROP
+from vlm_depth_ros.tools.recipe import read_recipe, StageConfig, TrainConfig
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StageConfig:
-    """One run of the optimiser."""
-
-    name: str
-    frozen_tower: bool
-    steps: int
-    lr: float
-    """Peak of a linear warm-up over 5 % of the steps and a cosine to 1 % of it."""
-    weight_decay: float = 0.02
-    teacher_weight: float = 0.0
-    """Weight of the feature teacher; only where the tower learns."""
-
-    def __post_init__(self):
-        """Check bounds."""
-        require(self.steps > 0, f'stage {self.name}: steps = {self.steps}, expected at least 1.')
-        require(self.lr > 0, f'stage {self.name}: lr = {self.lr}, expected a positive number.')
-        require(
-            not (self.frozen_tower and self.teacher_weight),
-            f'stage {self.name}: a frozen tower cannot follow a teacher.',
-        )
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a weights file is made; travels inside it as a record."""
-
-    name: str
-    model: dict
-    sets: tuple[dict, ...]
-    """`SetConfig` each."""
-    select: dict
-    """The rows that choose the checkpoint; never those that judge it."""
-    stages: tuple[dict, ...]
-    """`StageConfig` each."""
-    batch: int = 16
-    cache_hw: tuple[int, int] = (240, 320)
-    """Working size of the images in memory."""
-    augment: dict = field(default_factory=dict)
-    """`AugmentConfig`."""
-    gradient_weight: float = 2.0
-    aux_weights: tuple[float, ...] = (0.1, 0.05, 0.0)
-    """SPACE-CLIP's weights of the auxiliary heads, coarse to fine."""
-    ema: float = 0.998
-    """Decay of the averaged weights that are judged and saved."""
-    check_every: int = 200
-    """Steps between checks on the selection rows."""
-    seed: int = 42
-    teacher: str | None = None
-    """ONNX file, relative to the data root."""
-    licence: str = 'not stated'
-    notice: str = ''
-
-
 def run(args: argparse.Namespace) -> int:
     """Train by a recipe."""
-    try:
-        options = yaml.safe_load(args.recipe.read_text())
-    except (OSError, yaml.YAMLError) as err:
-        raise ConfigError(f'{args.recipe}: not a readable YAML file ({err}).') from err
-    train(from_mapping(TrainConfig, options, str(args.recipe)), args.data, args.out, args.resume)
+    if args.out.is_dir():
+        raise InputError(f'{args.out}: is a folder; name the weights file to write.')
+    train(read_recipe(args.recipe), args.data, args.out, args.resume)
     return 0
 
 
@@ -108,8 +54,17 @@ def train(config: TrainConfig, data: Path, out: Path, resume: bool = False) -> d
     torch.manual_seed(config.seed)
     stages = [from_mapping(StageConfig, s, f'{config.name}.stages') for s in config.stages]
     model = DepthModel(ModelConfig.from_dict(config.model, f'{config.name}.model'))
+    pretrained = model.config.pretrained
+    if pretrained is not None:
+        for stage in stages:
+            require(
+                stage.frozen_tower,
+                f'stage {stage.name}: frozen_tower = false, but tower {model.config.tower!r} has '
+                f'the published weights {pretrained!r}; only a tower of our own is trained.',
+            )
+        load_pretrained(model.backbone, model.config.tower, pretrained)
     model.to(memory_format=torch.channels_last)
-    saved = _read_resume(out) if resume else None
+    saved = _read_resume(out, config) if resume else None
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, '{task.fields[note]}') as progress:
         sets, chosen = _load_sets(config, data, progress)
@@ -119,15 +74,17 @@ def train(config: TrainConfig, data: Path, out: Path, resume: bool = False) -> d
                 continue
             state = saved if saved and index == saved['stage'] else None
             if state:
-                model.load_state_dict(state['start'])
+                model.load_state_dict(state['model'])
             elif index:
-                fresh = DepthModel(model.config).to(memory_format=torch.channels_last)
-                model.head.load_state_dict(fresh.head.state_dict())
+                # A run resumed at the very end of a stage has drawn less than an unbroken one.
+                torch.manual_seed(config.seed + index)
+                fresh = build_head(model.config.head, model.backbone.spec)
+                model.head.load_state_dict(fresh.state_dict())
             run_ = _StageRun(config, stage, index, model, sets, chosen, data, out, state)
             metrics = run_.run(progress)
     record = asdict(config) | {'torch': torch.__version__, 'selection': metrics}
     save_model(
-        out, model, name=config.name, embed_tower=model.config.pretrained is None,
+        out, model, name=config.name, embed_tower=pretrained is None,
         licence=config.licence, notice=config.notice, training=record,
     )
     _resume_path(out).unlink(missing_ok=True)
@@ -211,15 +168,20 @@ class _StageRun:
             self.model.backbone.eval()
         loss = self._loss(view, truth)
         self.optimiser.zero_grad(set_to_none=True)
-        if not torch.isfinite(loss):
-            log.warning('step %d: the loss is %s; the step is left out.', self.step, loss.item())
-            self.schedule.step()
-            return loss.item()
         loss.backward()
-        nn.utils.clip_grad_norm_(self._trained().parameters(), 1.0)
-        self.optimiser.step()
+        norm = nn.utils.clip_grad_norm_(self._trained().parameters(), 1.0)
+        if torch.isfinite(loss) and torch.isfinite(norm):
+            self.optimiser.step()
+            self.average.update_parameters(self.model)
+        else:
+            log.warning(
+                'step %d: loss %s, gradient %s; the step is left out.', self.step, loss.item(),
+                norm.item(),
+            )  # fmt: skip
+            # The forward pass has already moved the running statistics of the normalisations.
+            for buffer, kept in zip(self.model.buffers(), self.average.module.buffers()):
+                buffer.copy_(kept)
         self.schedule.step()
-        self.average.update_parameters(self.model)
         return loss.item()
 
     def _loss(self, view: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -265,20 +227,16 @@ class _StageRun:
             self.best_state = {k: v.clone() for k, v in model.state_dict().items()}
 
     def _write_resume(self) -> None:
-        path = _resume_path(self.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix('.partial')
-        torch.save(
-            {
-                'stage': self.index, 'step': self.step, 'start': self.model.state_dict(),
-                'teacher': self.teacher.state_dict() if self.teacher else {},
-                'optimiser': self.optimiser.state_dict(), 'schedule': self.schedule.state_dict(),
-                'average': self.average.state_dict(), 'best': self.best,
-                'best_metrics': self.best_metrics, 'best_state': self.best_state,
-            },
-            partial,
-        )
-        partial.replace(path)
+        state = {
+            'recipe': asdict(self.config), 'stage': self.index, 'step': self.step,
+            'model': self.model.state_dict(),
+            'teacher': self.teacher.state_dict() if self.teacher else {},
+            'optimiser': self.optimiser.state_dict(), 'schedule': self.schedule.state_dict(),
+            'average': self.average.state_dict(), 'best': self.best,
+            'best_metrics': self.best_metrics, 'best_state': self.best_state,
+        }  # fmt: skip
+        with atomic_file(_resume_path(self.out)) as path:
+            torch.save(state, path)
 
     def _restore(self, state: dict) -> None:
         self.step, self.best = state['step'], state['best']
@@ -307,9 +265,8 @@ def _draw(sets: list[CachedSet], count: int, rng: torch.Generator):
     weights = torch.tensor([s.weight for s in sets])
     which = torch.multinomial(weights, count, replacement=True, generator=rng).tolist()
     picks = [(sets[w], torch.randint(len(sets[w]), (), generator=rng).item()) for w in which]
-    return tuple(
-        torch.stack([getattr(s, name)[i] for s, i in picks]) for name in ('rgb', 'depth_m', 'focal')
-    )
+    names = ('rgb', 'depth_m', 'focal')
+    return tuple(torch.stack([getattr(s, name)[i] for s, i in picks]) for name in names)
 
 
 def _decay_groups(module: nn.Module, stage: StageConfig) -> list[dict]:
@@ -325,11 +282,19 @@ def _resume_path(out: Path) -> Path:
     return out.with_name(out.name + '.resume')
 
 
-def _read_resume(out: Path) -> dict:
+def _read_resume(out: Path, config: TrainConfig) -> dict:
     path = _resume_path(out)
     try:
-        return torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True)
+        recipe = state['recipe']
     except FileNotFoundError as err:
         raise InputError(f'{path}: nothing to resume. Start without --resume.') from err
     except Exception as err:
         raise WeightsError(f'{path}: not a readable training state ({err}).') from err
+    changed = [k for k, v in asdict(config).items() if recipe.get(k) != v]
+    if changed:
+        raise ConfigError(
+            f'{path}: was written by another recipe (other {", ".join(changed)}). Go on with that '
+            'one, or start without --resume.'
+        )
+    return state
