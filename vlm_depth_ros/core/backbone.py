@@ -12,7 +12,7 @@ from pathlib import Path
 
 import open_clip
 from open_clip.factory import load_state_dict
-from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from open_clip.model import _build_vision_tower, CLIPVisionCfg
 from open_clip.pretrained import (
     download_pretrained,
     get_pretrained_cfg,
@@ -20,10 +20,11 @@ from open_clip.pretrained import (
 )
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
+from safetensors import safe_open
+from timm.layers import resample_abs_pos_embed
 import torch
 from torch import nn
 import torch.nn.functional as F
-
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
 from vlm_depth_ros.core.features import BackboneSpec, Features
 
@@ -102,8 +103,8 @@ class Backbone(nn.Module):
         pretrained: str | None = None,
     ):
         super().__init__()
-        check_activation(tower, pretrained)
         config = tower_config(tower)
+        check_activation(tower, pretrained)
         vision = CLIPVisionCfg(**config['vision_cfg'])
         self.tower = _build_vision_tower(
             config['embed_dim'], vision, config.get('quick_gelu', False)
@@ -134,16 +135,27 @@ class Backbone(nn.Module):
             want_embedding: Also project and normalise the joint embedding.
 
         Raises:
-            InputError: If the image has another size than the tower was built for.
-            ConfigError: If an embedding is asked of a tower without a trained projection.
+            InputError: If the image has a size that the tower was not built for.
+            ConfigError: If a layer does not exist, or an embedding is asked of a tower without a
+                trained projection.
         """
         hw, layers = tuple(image.shape[-2:]), sorted(set(layers))
-        if not self._is_hierarchical and hw != self.spec.input_hw:
+        spec = self.spec
+        if not self._is_hierarchical and hw != spec.input_hw:
             raise InputError(
-                f'tower {self.spec.tower!r} was built for {self.spec.input_hw} input, got {hw}.'
+                f'tower {spec.tower!r} was built for {spec.input_hw} input, got {hw}.'
             )
-        if want_embedding and self.spec.embedding_width is None:
-            raise ConfigError(f'tower {self.spec.tower!r} has no trained projection to embed with.')
+        if any(n % spec.size_multiple for n in hw):
+            raise InputError(
+                f'tower {spec.tower!r} got {hw} input: both sides must be multiples of '
+                f'{spec.size_multiple}.'
+            )
+        if not all(0 <= k <= spec.num_layers for k in layers):
+            raise ConfigError(
+                f'tower {spec.tower!r} has layers 0 to {spec.num_layers}, asked for {layers}.'
+            )
+        if want_embedding and spec.embedding_width is None:
+            raise ConfigError(f'tower {spec.tower!r} has no trained projection to embed with.')
         return self._forward(image, layers, want_embedding)
 
     def state_sha256(self) -> str:
@@ -151,17 +163,12 @@ class Backbone(nn.Module):
         return state_sha256(self.tower.state_dict())
 
     def load_native_state(self, state: dict[str, torch.Tensor], where: str) -> None:
-        """Load a tower's published state; positions are interpolated to this input size.
+        """Load a published state; its square grid of positions is fitted to this input size.
 
         Raises:
             WeightsError: If the tensors do not fit; the tower is left as it was.
         """
-        state, key = dict(state), 'positional_embedding'
-        if self._forward == self._native_vit and key in state:
-            side = round((state[key].shape[0] - 1) ** 0.5)
-            if (side, side) != self.tower.grid_size:
-                state[key] = resize_position_grid(state[key], (side, side), self.tower.grid_size)
-        expected = self.tower.state_dict()
+        state, expected = self._with_fitting_positions(state), self.tower.state_dict()
         wrong = sorted(set(expected) ^ set(state)) or [
             k for k in expected if expected[k].shape != state[k].shape
         ]
@@ -171,6 +178,26 @@ class Backbone(nn.Module):
                 f'({", ".join(wrong[:3])}, …).'
             )
         self.tower.load_state_dict(state)
+
+    def _with_fitting_positions(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self._forward == self._native_vit:
+            key, grid = 'positional_embedding', self.tower.grid_size
+        elif self._forward == self._timm_vit:
+            key, grid = 'trunk.pos_embed', self.tower.trunk.patch_embed.grid_size
+        else:
+            return state
+        own = self.tower.state_dict().get(key)
+        if own is None or key not in state:
+            return state
+        num_prefix = own.shape[-2] - grid[0] * grid[1]  # class and register tokens
+        num_cells = state[key].shape[-2] - num_prefix
+        side = round(max(num_cells, 0) ** 0.5)
+        if side**2 != num_cells or (side, side) == tuple(grid):
+            return state
+        if self._forward == self._native_vit:
+            return state | {key: resize_position_grid(state[key], (side, side), grid)}
+        fitting = resample_abs_pos_embed(state[key], grid, num_prefix_tokens=num_prefix)
+        return state | {key: fitting}
 
     @property
     def _is_hierarchical(self) -> bool:
@@ -188,8 +215,7 @@ class Backbone(nn.Module):
     def _native_vit(self, image, layers, want_embedding) -> Features:
         tower, grid = self.tower, self.tower.grid_size
         tokens = tower._embeds(image)  # (B, 1 + h*w, C), after ln_pre
-        wanted = [k - 1 for k in layers if k > 0]
-        last, states = tower.transformer.forward_intermediates(tokens, indices=wanted)
+        last, states = tower.transformer.forward_intermediates(tokens, indices=_blocks(layers))
         states = ([tokens] if layers and layers[0] == 0 else []) + states
         pooled, _ = tower._pool(last)
         maps = {
@@ -202,7 +228,7 @@ class Backbone(nn.Module):
         hook = trunk.blocks[0].register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
         try:
             last, states = trunk.forward_intermediates(
-                image, indices=[k - 1 for k in layers if k > 0], norm=False
+                image, indices=_blocks(layers), norm=False
             )
         finally:
             hook.remove()
@@ -215,13 +241,11 @@ class Backbone(nn.Module):
     def _timm_stages(self, image, layers, want_embedding) -> Features:
         trunk, stem = self.tower.trunk, []
         if not self._adds_stem:
-            last, states = trunk.forward_intermediates(image, indices=layers)
+            last, states = trunk.forward_intermediates(image, indices=layers or [0])
             return self._with_timm_head(last, dict(zip(layers, states)), want_embedding)
         hook = trunk.stem.register_forward_hook(lambda _, args, out: stem.append(out))
         try:
-            last, states = trunk.forward_intermediates(
-                image, indices=[k - 1 for k in layers if k > 0]
-            )
+            last, states = trunk.forward_intermediates(image, indices=_blocks(layers))
         finally:
             hook.remove()
         states = (stem if layers and layers[0] == 0 else []) + list(states)
@@ -234,8 +258,17 @@ class Backbone(nn.Module):
         maps = dict(zip(sorted({*layers, 4}), states))
         # RN50's attention pool projects inside, so the mean of the last map stands in.
         pooled = maps[4].mean(dim=(2, 3))
-        embedding = _unit(self.tower.attnpool(maps[4])) if want_embedding else None
+        embedding = self._attention_pooled(maps[4]) if want_embedding else None
         return Features({k: maps[k] for k in layers}, pooled, embedding)
+
+    def _attention_pooled(self, last: torch.Tensor) -> torch.Tensor:
+        pool = self.tower.attnpool
+        if last.shape[2] * last.shape[3] + 1 != len(pool.positional_embedding):
+            raise ConfigError(
+                f'tower {self.spec.tower!r} embeds {self.tower.image_size} pixels input only: its '
+                'attention pool has learned positions. Use that size, or ask for no embedding.'
+            )
+        return _unit(pool(last))
 
     def _with_timm_head(self, last, maps, want_embedding) -> Features:
         trunk = self.tower.trunk
@@ -294,7 +327,10 @@ class Backbone(nn.Module):
             pooled_width=found.pooled.shape[1],
             embedding_width=None if is_own else config['embed_dim'],
             input_hw=input_hw,
-            has_class_token=self._forward == self._native_vit,
+            has_class_token=(
+                self._forward == self._native_vit
+                or getattr(getattr(self.tower, 'trunk', None), 'cls_token', None) is not None
+            ),
             mean=normalisation[0],
             std=normalisation[1],
         )
@@ -303,7 +339,7 @@ class Backbone(nn.Module):
 def resize_position_grid(
     positions: torch.Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]
 ) -> torch.Tensor:
-    """Interpolate (1 + h*w, C) learned positions to another grid, bicubic; the class token stays."""
+    """Interpolate (1 + h*w, C) positions to another grid, bicubic; the class token stays."""
     token, grid = positions[:1], positions[1:]
     grid = grid.T.unflatten(1, old_hw)[None]
     grid = F.interpolate(grid, size=new_hw, mode='bicubic', align_corners=False)
@@ -339,19 +375,39 @@ def load_pretrained(backbone: 'Backbone', tower: str, tag: str | None) -> None:
     here = [p for s in ('.safetensors', '.bin', '.pt') if (p := Path(f'{wanted}{s}')).is_file()]
     entry = get_pretrained_cfg(tower, tag)
     try:
-        path = here[0] if here else download_pretrained(entry)
+        path = here[0] if here else Path(download_pretrained(entry))
     except Exception as err:  # every network library fails in its own way
+        source = entry.get('hf_hub') or entry.get('url')
+        if source.endswith('/'):  # a repository, in which the file has open_clip's own name
+            source = f'open_clip_model.safetensors of {source[:-1]} (Hugging Face)'
         raise WeightsError(
             f'weights of tower {tower!r}, tag {tag!r}, could not be fetched '
-            f'({type(err).__name__}). Copy {entry.get("hf_hub") or entry.get("url")} '
-            f'to {wanted}.safetensors (or .bin).'
+            f'({type(err).__name__}). Copy {source} to {wanted}.safetensors (or .bin).'
         ) from err
     try:
-        state = load_state_dict(str(path), weights_only=True)
+        visual = _visual_state(path)
     except Exception as err:
         raise WeightsError(f'{path}: not a readable tower file ({err}). Fetch it again.') from err
-    visual = {k.removeprefix('visual.'): v for k, v in state.items() if k.startswith('visual.')}
     backbone.load_native_state(visual, str(path))
+
+
+def _visual_state(path: Path) -> dict[str, torch.Tensor]:
+    """The image tower's part of a published file; tensors of a text tower stay on the disk."""
+    prefix = 'visual.'
+    if path.suffix == '.safetensors':
+        with safe_open(path, 'pt') as file:
+            return {
+                k.removeprefix(prefix): file.get_tensor(k)
+                for k in file.keys()
+                if k.startswith(prefix)
+            }
+    state = load_state_dict(str(path), weights_only=True)
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _blocks(layers: list[int]) -> list[int]:
+    """Layer numbers as open_clip counts blocks; never empty, which it cannot read."""
+    return [k - 1 for k in layers if k > 0] or [0]
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,8 @@ BEYOND_BGR = (64, 64, 64)
 @lru_cache(maxsize=4)
 def _palette(device: torch.device) -> torch.Tensor:
     """(258, 3) uint8 BGR: near is red, far is blue (Turbo), then beyond, then unknown."""
-    turbo = cv2.applyColorMap(np.arange(255, -1, -1, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0]
+    ramp = np.arange(255, -1, -1, dtype=np.uint8)[:, None]
+    turbo = cv2.applyColorMap(ramp, cv2.COLORMAP_TURBO)[:, 0]
     table = np.concatenate([turbo, [BEYOND_BGR], [UNKNOWN_BGR]]).astype(np.uint8)
     return torch.from_numpy(table).to(device)
 

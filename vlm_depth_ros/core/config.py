@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 import difflib
 import math
+from numbers import Integral
+import re
 from typing import Any, TypeVar
 
 from vlm_depth_ros.core.errors import ConfigError
@@ -12,7 +14,7 @@ T = TypeVar('T')
 
 
 def from_mapping(cls: type[T], options: Mapping[str, Any], where: str) -> T:
-    """Build the dataclass `cls` from a mapping; unknown keys are refused with the nearest valid one.
+    """Build the dataclass `cls` from a mapping; unknown keys are refused, naming the nearest.
 
     Args:
         cls: A dataclass whose ``__post_init__`` checks its own values.
@@ -49,7 +51,7 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class TrainingCamera:
-    """The canonical camera that depth was learned for: focal lengths over image width and height."""
+    """The camera that depth was learned for: focal lengths over image width and height."""
 
     fx_per_width: float
     fy_per_height: float
@@ -74,7 +76,7 @@ class ModelConfig:
     """What a network is; travels inside the weights file and nowhere else."""
 
     tower: str
-    """open_clip architecture name; one of our own configs in ``assets/`` or any that open_clip knows."""
+    """Architecture name: one of our own configs in ``assets/``, or any that open_clip knows."""
     head: dict = field(default_factory=lambda: {'name': 'space_clip'})
     """Head name and its options."""
     pretrained: str | None = None
@@ -89,11 +91,18 @@ class ModelConfig:
     """Name and version of the preprocessing in ``core.preprocess``."""
 
     def __post_init__(self):
-        """Check sizes and ranges."""
-        low, high = self.depth_range_m
+        """Check names, sizes and ranges."""
         require(
-            0 < low < high,
-            f'depth_range_m = {self.depth_range_m}: expected 0 < minimum < maximum.',
+            isinstance(self.tower, str), f'tower = {self.tower!r}: expected an architecture name.'
+        )
+        require(
+            isinstance(self.head, Mapping) and 'name' in self.head,
+            f"head = {self.head!r}: expected a mapping with 'name'.",
+        )
+        bounds = self.depth_range_m
+        require(
+            len(bounds) == 2 and 0 < bounds[0] < bounds[1] < math.inf,
+            f'depth_range_m = {bounds}: expected 0 < minimum < maximum, two numbers of metres.',
         )
         require(
             len(self.input_hw) == 2 and all(isinstance(n, int) and n >= 16 for n in self.input_hw),
@@ -103,10 +112,9 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, options: Mapping[str, Any], where: str = 'model') -> 'ModelConfig':
         """Read the form that `to_dict` writes."""
-        options = dict(options)
-        camera = options.get('camera')
-        if isinstance(camera, Mapping):
-            options['camera'] = from_mapping(TrainingCamera, camera, f'{where}.camera')
+        if isinstance(options, Mapping) and options.get('camera') is not None:
+            camera = from_mapping(TrainingCamera, options['camera'], f'{where}.camera')
+            options = {**options, 'camera': camera}
         return from_mapping(cls, options, where)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +122,6 @@ class ModelConfig:
         return asdict(self)
 
 
-DEVICES = ('auto', 'cpu', 'cuda')
 PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
 COMPILES = ('auto', 'off', 'on')
 
@@ -132,8 +139,10 @@ class RuntimeConfig:
 
     def __post_init__(self):
         """Check every choice."""
-        device = self.device.split(':')[0]
-        require(device in DEVICES, f'device = {self.device!r}: expected one of {DEVICES} or cuda:N.')
+        require(
+            re.fullmatch(r'auto|cpu|cuda(:\d+)?', str(self.device)) is not None,
+            f'device = {self.device!r}: expected auto, cpu, cuda or cuda:N.',
+        )
         for name, choices in (('precision', PRECISIONS), ('compile', COMPILES)):
             value = getattr(self, name)
             require(value in choices, f'{name} = {value!r}: expected one of {choices}.')
@@ -141,7 +150,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What leaves the estimator for a robot: size, range and cloud form. Changeable between frames."""
+    """What leaves the estimator for a robot: size, range, cloud form; may change at any frame."""
 
     depth_divisor: int = 1
     """Depth image = input size over this integer."""
@@ -160,13 +169,17 @@ class OutputOptions:
 
     def __post_init__(self):
         """Check every bound."""
-        require(1 <= self.depth_divisor <= 8, f'depth_divisor = {self.depth_divisor}: expected 1 to 8.')
-        require(1 <= self.cloud_stride <= 16, f'cloud_stride = {self.cloud_stride}: expected 1 to 16.')
+        for name, most in (('depth_divisor', 8), ('cloud_stride', 16)):
+            value = getattr(self, name)
+            require(
+                isinstance(value, Integral) and 1 <= value <= most,
+                f'{name} = {value!r}: expected an integer from 1 to {most}.',
+            )
         for name in ('min_depth_m', 'max_depth_m'):
             value = getattr(self, name)
             require(
                 math.isfinite(value) and value >= 0,
-                f'{name} = {value}: expected a finite number of metres, 0 for the model\'s own.',
+                f"{name} = {value}: expected a finite number of metres, 0 for the model's own.",
             )
         require(
             self.max_depth_m == 0 or self.min_depth_m < self.max_depth_m,

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 import logging
+import math
 from pathlib import Path
 import time
 
 import numpy as np
 import torch
 from torch import nn
-
 from vlm_depth_ros.core.colormap import colour_depth
 from vlm_depth_ros.core.config import ModelConfig, OutputOptions, RuntimeConfig
 from vlm_depth_ros.core.errors import ConfigError, InputError
-from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel, focal_scale, require_size
+from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel, focal_scale
 from vlm_depth_ros.core.model import load_model
 from vlm_depth_ros.core.packing import (
-    PackedCameraInfo,
-    PackedCloud,
-    PackedImage,
     camera_info_of,
     gate_depth,
     pack_cloud,
     pack_color,
     pack_depth,
+    PackedCameraInfo,
+    PackedCloud,
+    PackedImage,
 )
 from vlm_depth_ros.core.preprocess import (
     has_source,
@@ -96,19 +96,21 @@ class FrameOutput:
     latency_ms: float
 
 
-def choose_device(name: str, has_cuda: bool) -> torch.device:
-    """The device behind a `RuntimeConfig` name.
+def choose_device(name: str, num_cuda: int) -> torch.device:
+    """The device behind a `RuntimeConfig` name, where there are `num_cuda` CUDA devices.
 
     Raises:
         ConfigError: If CUDA is asked for and absent.
     """
     if name == 'auto':
-        return torch.device('cuda' if has_cuda else 'cpu')
-    if name.startswith('cuda') and not has_cuda:
+        return torch.device('cuda' if num_cuda else 'cpu')
+    device = torch.device(name)
+    if device.type == 'cuda' and (device.index or 0) >= num_cuda:
+        found = f'only {num_cuda} CUDA device(s)' if num_cuda else 'no CUDA device'
         raise ConfigError(
-            f'device {name!r}: torch sees no CUDA device. Use cpu or auto, or install the driver.'
+            f'device {name!r}: torch sees {found}. Use cpu or auto, or install the driver.'
         )
-    return torch.device(name)
+    return device
 
 
 class DepthEstimator:
@@ -126,7 +128,7 @@ class DepthEstimator:
 
     def __init__(self, model: nn.Module, runtime: RuntimeConfig | None = None, name: str = ''):
         runtime = runtime or RuntimeConfig()
-        self.device = choose_device(runtime.device, torch.cuda.is_available())
+        self.device = choose_device(runtime.device, torch.cuda.device_count())
         precision = runtime.precision
         if precision == 'auto':
             precision = 'fp16' if self.device.type == 'cuda' else 'fp32'
@@ -177,14 +179,18 @@ class DepthEstimator:
             raise InputError(f'{len(images)} images but {len(intrinsics)} cameras.')
         for image, camera in zip(images, intrinsics):
             check_rgb(image)
-            if camera is not None:
-                require_size(image.shape[:2], camera)
+            if camera is not None and image.shape[:2] != camera.image_hw:
+                raise InputError(
+                    f'image {image.shape[:2]} but its camera is for {camera.image_hw} (height, '
+                    'width). Use CameraIntrinsics.resized, cropped or binned.'
+                )
+        if not images:
+            return []
         with torch.inference_mode():
             found = self._run([upload(image, self.device) for image in images])
             arrays = []
             for depth, confidence, image, camera in zip(*found, images, intrinsics):
                 depth = to_camera_grid(depth, image.shape[:2])[0, 0] * self._scale(camera)
-                depth = torch.where(torch.isfinite(depth) & (depth > 0), depth, torch.nan)
                 if confidence is not None:
                     confidence = to_camera_grid(confidence, image.shape[:2])[0, 0].cpu().numpy()
                 arrays.append((depth.cpu().numpy(), confidence))
@@ -230,14 +236,18 @@ class DepthEstimator:
         return max(low, options.min_depth_m), min(high, options.max_depth_m or high)
 
     def _run(self, images: Sequence[torch.Tensor]) -> tuple[list, list]:
-        """One network call over (3, H, W) uint8 images; float32 depth and confidence of each."""
+        """One network call over (3, H, W) uint8 images; float32 depth and confidence of each.
+
+        What is no depth (not finite, zero, negative) becomes NaN here, before a resize could blend
+        it with its neighbours into a distance that nobody estimated.
+        """
         hw = self.config.input_hw
         batch = torch.cat([network_input(i[None], hw, self._mean, self._std) for i in images])
         batch = batch.contiguous(memory_format=torch.channels_last)
         low = self.precision != 'fp32'
         with torch.autocast(self.device.type, DTYPES[self.precision], enabled=low):
             found = self._network(batch)
-        depths = list(found.depth_m.float().split(1))
+        depths = list(gate_depth(found.depth_m, 0.0, math.inf, False).split(1))
         if found.confidence is None:
             return depths, [None] * len(depths)
         return depths, list(found.confidence.float().split(1))

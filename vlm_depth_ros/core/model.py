@@ -4,19 +4,19 @@ A weights file is safetensors: ``head.*`` tensors, ``tower.*`` when the tower is
 JSON record in the metadata (`Card`). Nothing is ever unpickled.
 """
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 import json
 import os
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 import torch
 from torch import nn
-
 from vlm_depth_ros.core.backbone import Backbone, load_pretrained
-from vlm_depth_ros.core.config import ModelConfig, from_mapping
+from vlm_depth_ros.core.config import from_mapping, ModelConfig
 from vlm_depth_ros.core.errors import ConfigError, WeightsError
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.heads.registry import build_head
@@ -60,8 +60,15 @@ class DepthModel(nn.Module):
         return self.head(self.backbone(image, self.head.layers))
 
     def freeze_tower(self) -> None:
-        """Declare the tower frozen: no gradients, evaluation mode."""
+        """Declare the tower frozen: no gradients, evaluation mode, also while the head trains."""
         self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> 'DepthModel':
+        """Set the mode; a frozen tower stays in evaluation, or its statistics would move."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
 
 
 def save_model(
@@ -101,8 +108,12 @@ def save_model(
         save_file(tensors, partial, {METADATA_KEY: json.dumps(asdict(card))})
         partial.replace(path)
     except (OSError, SafetensorError) as err:
-        partial.unlink(missing_ok=True)
-        raise WeightsError(f'{path}: could not be written ({err}). Free space or choose another place.') from err
+        raise WeightsError(
+            f'{path}: could not be written ({err}). Free space or choose another place.'
+        ) from err
+    finally:
+        with suppress(OSError):
+            partial.unlink()
     return card
 
 
@@ -189,6 +200,11 @@ def load_model(name_or_path: str | Path) -> DepthModel:
     _load_strictly(model.head, groups['head'], f'{path}: head')
     if card.tower_embedded:
         _load_strictly(model.backbone.tower, groups['tower'], f'{path}: tower')
+    elif groups['tower']:
+        raise WeightsError(
+            f'{path}: has {len(groups["tower"])} tower tensors, but its record says that the '
+            'tower is not embedded. The file was edited; write it again.'
+        )
     else:
         load_pretrained(model.backbone, model.config.tower, model.config.pretrained)
     found = model.backbone.state_sha256()

@@ -9,10 +9,10 @@ both ways), so a pixel's depth stays on its ray.
 import numpy as np
 import torch
 import torch.nn.functional as F
-
 from vlm_depth_ros.core.errors import ConfigError
 
 PREPROCESS = 'squash-bicubic-v1'
+_BICUBIC = {'mode': 'bicubic', 'antialias': True, 'align_corners': False}
 
 
 def check_version(name: str) -> None:
@@ -29,7 +29,8 @@ def check_version(name: str) -> None:
 
 def upload(rgb: np.ndarray, device: torch.device) -> torch.Tensor:
     """(H, W, 3) uint8 RGB array to a (3, H, W) uint8 tensor on the device, channels last."""
-    return torch.from_numpy(np.ascontiguousarray(rgb)).to(device, non_blocking=True).permute(2, 0, 1)
+    rgb = np.require(rgb, requirements='CW')  # a copy only where torch would warn or refuse
+    return torch.from_numpy(rgb).to(device, non_blocking=True).permute(2, 0, 1)
 
 
 def network_input(
@@ -52,10 +53,17 @@ def network_input(
 
 
 def _squash(rgb: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
-    options = {'size': tuple(hw), 'mode': 'bicubic', 'antialias': True, 'align_corners': False}
-    if rgb.device.type == 'cpu':
-        return F.interpolate(rgb, **options)  # torch's own 8-bit path equals PIL's
-    return F.interpolate(rgb.float(), **options).round_().clamp_(0, 255)
+    if rgb.device.type != 'cpu':
+        return _squash_as_float(rgb, hw)
+    # torch has PIL's own 8-bit algorithm, on the CPU only.
+    return F.interpolate(rgb, size=tuple(hw), **_BICUBIC)
+
+
+def _squash_as_float(rgb: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
+    """Across, then down, 8 bits each: in one pass, edges overshoot that PIL clips."""
+    for size in ((rgb.shape[-2], hw[1]), tuple(hw)):
+        rgb = F.interpolate(rgb.float(), size=size, **_BICUBIC).round_().clamp_(0, 255)
+    return rgb
 
 
 def to_camera_grid(depth: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
@@ -74,7 +82,7 @@ def resize_rgb(rgb: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
 
 
 def sampling_grid(map_xy: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Rectification map (H, W, 2), source pixel of each pixel, to a (1, H, W, 2) grid for `remap`."""
+    """Rectification map (H, W, 2) of source pixels to a (1, H, W, 2) grid for `remap`."""
     height, width = map_xy.shape[:2]
     grid = torch.from_numpy(np.ascontiguousarray(map_xy, dtype=np.float32)).to(device)
     size = torch.tensor([width, height], device=device, dtype=torch.float32)

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-
 from vlm_depth_ros.core.features import BackboneSpec, Features
 
 

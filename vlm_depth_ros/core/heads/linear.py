@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import nn
 import torch.nn.functional as F
-
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 import torch.nn.functional as F
-
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
@@ -42,7 +41,7 @@ class SpaceClipHead(DepthHead):
         structural: str | tuple[int, ...] = 'middle'
         """Structural taps: ``early`` (paper), ``middle``, ``late``, ``none``, or three layers."""
         semantic: tuple[int, ...] | None = None
-        """Four semantic taps, deepest first; None: the paper's, or their fractions of the depth."""
+        """Four semantic taps, deepest first; None: the paper's, as fractions of the depth."""
         output_activation: str = 'softplus'
         """``softplus``, or ``relu`` for the authors' checkpoints."""
         widths: tuple[int, ...] = (256, 128, 64, 32)
@@ -82,6 +81,12 @@ class SpaceClipHead(DepthHead):
                 len(self.widths) == 4 and all(isinstance(c, int) and c > 0 for c in self.widths),
                 f'widths = {self.widths}: expected four positive integers.',
             )
+            for name in ('film_width', 'output_width'):
+                value = getattr(self, name)
+                require(
+                    isinstance(value, int) and value > 0,
+                    f'{name} = {value!r}: expected a positive integer.',
+                )
             require(0 <= self.dropout < 1, f'dropout = {self.dropout}: expected 0 to below 1.')
 
     def __init__(self, config: Config, spec: BackboneSpec):
