@@ -107,7 +107,11 @@ def recolour(rgb: torch.Tensor, config: AugmentConfig, rng: torch.Generator) -> 
     saturation = torch.where(chance(config.grey), 0.0, gain(config.saturation))
     rgb = grey + (rgb - grey) * saturation
     rgb = rgb.clamp(1e-4, 1) ** gain(config.gamma)
-    rgb = torch.where(chance(config.blur), F.avg_pool2d(rgb, 3, stride=1, padding=1), rgb)
+    rgb = torch.where(chance(config.blur), _blurred(rgb), rgb)
     deviation = torch.rand((count, 1, 1, 1), generator=rng) * config.noise
     rgb = rgb + deviation * torch.randn(rgb.shape, generator=rng)
     return rgb.clamp(0, 1)
+
+
+def _blurred(rgb: torch.Tensor) -> torch.Tensor:
+    return F.avg_pool2d(rgb, 3, stride=1, padding=1, count_include_pad=False)

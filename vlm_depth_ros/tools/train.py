@@ -1,6 +1,7 @@
 """``vlm-depth train``: a recipe in, a weights file out; one visible loop.
 
-Stages run one after the other. A stage with ``frozen_tower: false`` trains tower and head together
+Under ``torchrun --nproc-per-node N -m vlm_depth_ros.tools.cli train ...`` N processes share each
+batch. Stages run one after the other. A stage with ``frozen_tower: false`` trains tower and head together
 (only for a tower of our own); the next stage hashes and freezes the tower, throws that head away
 and trains a fresh one, as for every other tower.
 """
@@ -8,6 +9,7 @@ and trains a fresh one, as for every other tower.
 import argparse
 from dataclasses import asdict
 import logging
+import math
 from pathlib import Path
 import time
 
@@ -25,6 +27,7 @@ from vlm_depth_ros.tools.datasets import CachedSet, load_set, SetConfig
 from vlm_depth_ros.tools.losses import log_gradient, silog
 from vlm_depth_ros.tools.metrics import depth_metrics, mean_metrics, NYU_CROP
 from vlm_depth_ros.tools.recipe import read_recipe, StageConfig, TrainConfig
+from vlm_depth_ros.tools.team import Team
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,8 @@ def train(config: TrainConfig, data: Path, out: Path, resume: bool = False) -> d
     model.to(memory_format=torch.channels_last)
     saved = _read_resume(out, config) if resume else None
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, '{task.fields[note]}') as progress:
+    team = Team()
+    with Progress(*columns, '{task.fields[note]}', disable=not team.is_first) as progress:
         sets, chosen = _load_sets(config, data, progress)
         metrics = {}
         for index, stage in enumerate(stages):
@@ -75,13 +79,15 @@ def train(config: TrainConfig, data: Path, out: Path, resume: bool = False) -> d
             state = saved if saved and index == saved['stage'] else None
             if state:
                 model.load_state_dict(state['model'])
-            elif index:
+            elif index and stage.frozen_tower:
                 # A run resumed at the very end of a stage has drawn less than an unbroken one.
                 torch.manual_seed(config.seed + index)
                 fresh = build_head(model.config.head, model.backbone.spec)
                 model.head.load_state_dict(fresh.state_dict())
-            run_ = _StageRun(config, stage, index, model, sets, chosen, data, out, state)
+            run_ = _StageRun(config, stage, index, model, sets, chosen, data, out, state, team)
             metrics = run_.run(progress)
+    if not team.is_first:
+        return metrics
     record = asdict(config) | {'torch': torch.__version__, 'selection': metrics}
     save_model(
         out, model, name=config.name, embed_tower=pretrained is None,
@@ -95,9 +101,9 @@ def train(config: TrainConfig, data: Path, out: Path, resume: bool = False) -> d
 class _StageRun:
     """The state of one stage and the loop over it."""
 
-    def __init__(self, config, stage, index, model, sets, chosen, data, out, state):
+    def __init__(self, config, stage, index, model, sets, chosen, data, out, state, team):
         self.config, self.stage, self.index, self.model = config, stage, index, model
-        self.sets, self.chosen, self.out = sets, chosen, out
+        self.sets, self.chosen, self.out, self.team = sets, chosen, out, team
         self.augment = from_mapping(AugmentConfig, config.augment, 'augment')
         spec = model.backbone.spec
         self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
@@ -141,7 +147,8 @@ class _StageRun:
         while self.step < self.stage.steps:
             loss = self._one_step()
             self.step += 1
-            if self.step % self.config.check_every == 0 or self.step == self.stage.steps:
+            is_check = self.step % self.config.check_every == 0 or self.step == self.stage.steps
+            if is_check and self.team.is_first:
                 self._check()
                 self._write_resume()
                 pace = (self.step - first) * self.config.batch / (time.monotonic() - start)
@@ -149,7 +156,9 @@ class _StageRun:
                 progress.console.print(f'{self.stage.name} step {self.step}: {note}')
                 progress.update(task, note=note)
             progress.update(task, completed=self.step)
-        self.model.load_state_dict(self.best_state)
+        if self.team.is_first:
+            self.model.load_state_dict(self.best_state)
+        self.team.share(self.model)
         if self.tower_sha256 and self.model.backbone.state_sha256() != self.tower_sha256:
             raise WeightsError(f'stage {self.stage.name}: the frozen tower changed.')
         return self.best_metrics
@@ -157,9 +166,10 @@ class _StageRun:
     def _one_step(self) -> float:
         # Seeded by the step alone, so that a resumed run draws what an unbroken one draws.
         seed = (self.config.seed * 1000 + self.index) * 1_000_000 + self.step
+        seed += self.team.rank * 10**12
         rng = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
-        rgb, depth_m, focal = _draw(self.sets, self.config.batch, rng)
+        rgb, depth_m, focal = _draw(self.sets, self.config.batch // self.team.size, rng)
         canonical = self.model.config.camera.focal if self.model.config.camera else 1.0
         hw = self.model.config.input_hw
         view, truth = random_views(rgb, depth_m, focal, canonical, hw, self.augment, rng)
@@ -169,20 +179,21 @@ class _StageRun:
         loss = self._loss(view, truth)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        mean_loss = self.team.average(loss, self._trained().parameters())
         norm = nn.utils.clip_grad_norm_(self._trained().parameters(), 1.0)
-        if torch.isfinite(loss) and torch.isfinite(norm):
+        if math.isfinite(mean_loss) and torch.isfinite(norm):
             self.optimiser.step()
             self.average.update_parameters(self.model)
         else:
             log.warning(
-                'step %d: loss %s, gradient %s; the step is left out.', self.step, loss.item(),
+                'step %d: loss %s, gradient %s; the step is left out.', self.step, mean_loss,
                 norm.item(),
             )  # fmt: skip
             # The forward pass has already moved the running statistics of the normalisations.
             for buffer, kept in zip(self.model.buffers(), self.average.module.buffers()):
                 buffer.copy_(kept)
         self.schedule.step()
-        return loss.item()
+        return mean_loss
 
     def _loss(self, view: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         image = ((view - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -204,9 +215,15 @@ class _StageRun:
 
     @torch.no_grad()
     def _check(self) -> None:
-        model = self.average.module.eval()
-        rows = []
-        camera = model.config.camera
+        """Judge the raw and the averaged weights on the selection rows; keep the better."""
+        for model in (self.model.eval(), self.average.module.eval()):
+            metrics = self._judge(model)
+            if metrics['abs_rel'] < self.best:
+                self.best, self.best_metrics = metrics['abs_rel'], metrics
+                self.best_state = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def _judge(self, model: DepthModel) -> dict[str, float]:
+        rows, camera = [], model.config.camera
         for i in range(len(self.chosen)):
             image = nn.functional.interpolate(
                 self.chosen.rgb[i : i + 1].float(), model.config.input_hw, mode='bilinear',
@@ -216,15 +233,9 @@ class _StageRun:
                 model((image / 255 - self.mean) / self.std).depth_m, self.chosen.rgb.shape[-2:]
             )
             scale = self.chosen.focal[i].item() / camera.focal if camera else 1.0
-            rows.append(
-                depth_metrics(
-                    (depth_m[0, 0] * scale).numpy(), self.chosen.depth_m[i, 0].numpy(), NYU_CROP
-                )
-            )
-        metrics = mean_metrics(rows)
-        if metrics['abs_rel'] < self.best:
-            self.best, self.best_metrics = metrics['abs_rel'], metrics
-            self.best_state = {k: v.clone() for k, v in model.state_dict().items()}
+            truth_m = self.chosen.depth_m[i, 0].numpy()
+            rows.append(depth_metrics((depth_m[0, 0] * scale).numpy(), truth_m, NYU_CROP))
+        return mean_metrics(rows)
 
     def _write_resume(self) -> None:
         state = {
