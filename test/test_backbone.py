@@ -12,15 +12,14 @@ from safetensors.torch import save_file
 import torch
 import torch.nn.functional as F
 from towers import build, HIERARCHICAL, picture, PLAIN, shared, TAG, TOWERS
-from vlm_depth_ros.core import backbone as backbone_module
+from vlm_depth_ros.core import towers as towers_module
 from vlm_depth_ros.core.backbone import (
     Backbone,
-    check_activation,
-    load_pretrained,
     resize_position_grid,
     state_sha256,
 )
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
+from vlm_depth_ros.core.towers import check_activation
 
 
 def all_layers(backbone):
@@ -299,7 +298,7 @@ def test_no_text_tower_is_ever_built(monkeypatch, tmp_path):
     backbone = Backbone('tiny-vit', pretrained=TAG)
     publish(backbone.tower, tmp_path / f'tiny-vit.{TAG}.safetensors')
     monkeypatch.setenv('VLM_DEPTH_TOWERS', str(tmp_path))
-    load_pretrained(backbone, 'tiny-vit', TAG)
+    backbone.load_published(TAG)
     assert text_modules() == []
     names = [name for name, _ in backbone.named_modules()] + list(backbone.state_dict())
     assert not [n for n in names if 'text' in n or 'token_embedding' in n]
@@ -324,10 +323,10 @@ def test_a_tower_file_put_there_by_hand_is_used(monkeypatch, tmp_path, suffix):
     published = build('tiny-vit', seed=1)
     publish(published.tower, tmp_path / f'tiny-vit.{TAG}{suffix}')
     monkeypatch.setenv('VLM_DEPTH_TOWERS', str(tmp_path))
-    monkeypatch.setattr(backbone_module, 'download_pretrained', None)
+    monkeypatch.setattr(towers_module, 'download_pretrained', None)
     backbone = build('tiny-vit', seed=2)
     assert backbone.state_sha256() != published.state_sha256()
-    load_pretrained(backbone, 'tiny-vit', TAG)
+    backbone.load_published(TAG)
     assert backbone.state_sha256() == published.state_sha256()
 
 
@@ -336,7 +335,7 @@ def test_only_the_image_tower_is_read_from_a_published_file(monkeypatch, tmp_pat
     publish(build('tiny-vit').tower, tmp_path / f'tiny-vit.{TAG}.safetensors')
     monkeypatch.setenv('VLM_DEPTH_TOWERS', str(tmp_path))
     read = []
-    real = backbone_module.safe_open
+    real = towers_module.safe_open
 
     class Recorder:
         def __init__(self, *args):
@@ -356,8 +355,8 @@ def test_only_the_image_tower_is_read_from_a_published_file(monkeypatch, tmp_pat
             read.append(key)
             return self.file.get_tensor(key)
 
-    monkeypatch.setattr(backbone_module, 'safe_open', Recorder)
-    load_pretrained(build('tiny-vit'), 'tiny-vit', TAG)
+    monkeypatch.setattr(towers_module, 'safe_open', Recorder)
+    build('tiny-vit').load_published(TAG)
     assert read and all(key.startswith('visual.') for key in read)
 
 
@@ -368,7 +367,7 @@ def test_published_positions_are_fitted_to_another_input_size(monkeypatch, tmp_p
     publish(published.tower, tmp_path / f'{tower}.{TAG}.safetensors')
     monkeypatch.setenv('VLM_DEPTH_TOWERS', str(tmp_path))
     wide, same = build(tower, (64, 128), seed=2), build(tower, (64, 128), seed=1)
-    load_pretrained(wide, tower, TAG)
+    wide.load_published(TAG)
     for (key, found), expected in zip(
         wide.tower.state_dict().items(), same.tower.state_dict().values()
     ):
@@ -405,7 +404,7 @@ def test_without_network_and_file_the_error_names_the_file_and_its_place(monkeyp
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setenv('VLM_DEPTH_TOWERS', str(tmp_path))
     with pytest.raises(WeightsError) as caught:
-        load_pretrained(build('tiny-vit'), 'tiny-vit', TAG)
+        build('tiny-vit').load_published(TAG)
     message = str(caught.value)
     assert 'open_clip_model.safetensors of vlm-depth-test/tiny-vit' in message
     assert f'to {tmp_path}/tiny-vit.{TAG}.safetensors' in message
@@ -413,7 +412,7 @@ def test_without_network_and_file_the_error_names_the_file_and_its_place(monkeyp
 
 def test_a_tower_without_a_tag_cannot_be_fetched():
     with pytest.raises(WeightsError, match="'tiny-vit' has neither embedded weights nor"):
-        load_pretrained(build('tiny-vit'), 'tiny-vit', None)
+        build('tiny-vit').load_published(None)
 
 
 class Planted:
@@ -436,7 +435,7 @@ def test_a_tower_file_is_never_executed(monkeypatch, tmp_path, write):
     write(Planted(f'touch {flag}'), tmp_path / f'tiny-vit.{TAG}.pt')
     monkeypatch.setenv('VLM_DEPTH_TOWERS', str(tmp_path))
     with pytest.raises(WeightsError, match='not a readable tower file'):
-        load_pretrained(build('tiny-vit'), 'tiny-vit', TAG)
+        build('tiny-vit').load_published(TAG)
     assert not flag.exists()
 
 

@@ -5,82 +5,23 @@ Only the vision tower is ever built; nothing here can read text.
 
 from collections.abc import Iterable
 import hashlib
-from importlib import resources
-import json
-import os
-from pathlib import Path
 
-import open_clip
-from open_clip.factory import load_state_dict
 from open_clip.model import _build_vision_tower, CLIPVisionCfg
-from open_clip.pretrained import (
-    download_pretrained,
-    get_pretrained_cfg,
-    list_pretrained_tags_by_model,
-)
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
-from safetensors import safe_open
 from timm.layers import resample_abs_pos_embed
 import torch
 from torch import nn
 import torch.nn.functional as F
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
 from vlm_depth_ros.core.features import BackboneSpec, Features
-
-
-def own_tower_config(name: str) -> dict | None:
-    """The tower config that ships in ``assets/`` under this name, or None."""
-    entry = resources.files('vlm_depth_ros') / 'assets' / f'{name}.json'
-    return json.loads(entry.read_text()) if entry.is_file() else None
-
-
-def tower_config(name: str) -> dict:
-    """open_clip's config of an architecture, or our own from ``assets/``.
-
-    Raises:
-        ConfigError: If nobody knows the name.
-    """
-    config = own_tower_config(name) or open_clip.get_model_config(name)
-    if config is None:
-        raise ConfigError(
-            f'tower {name!r} is unknown. Expected an open_clip architecture such as '
-            'ViT-B-16-quickgelu, ViT-B-16-SigLIP or MobileCLIP2-S0 (vlm-depth models lists them).'
-        )
-    return config
-
-
-def _normalisation(name: str, tag: str | None) -> tuple[tuple, tuple]:
-    """Mean and std that the tower was pretrained with, as open_clip records them."""
-    tags = [tag] if tag else list_pretrained_tags_by_model(name)
-    for candidate in tags:
-        entry = get_pretrained_cfg(name, candidate)
-        if entry.get('mean'):
-            return tuple(entry['mean']), tuple(entry['std'])
-    return tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD)
-
-
-def check_activation(name: str, tag: str | None) -> None:
-    """Refuse a tower whose activation differs from the one its weights were trained with.
-
-    Raises:
-        ConfigError: On an unknown tag or a QuickGELU mismatch; open_clip would only warn.
-    """
-    if tag is None:
-        return
-    entry = get_pretrained_cfg(name, tag)
-    if not entry:
-        known = ', '.join(list_pretrained_tags_by_model(name)) or 'none'
-        raise ConfigError(f'tower {name!r} has no pretrained tag {tag!r}. Known tags: {known}.')
-    if tower_config(name).get('vision_cfg', {}).get('timm_model_name'):
-        return
-    built, trained = tower_config(name).get('quick_gelu', False), entry.get('quick_gelu', False)
-    if built != trained:
-        other = name.removesuffix('-quickgelu') if built else f'{name}-quickgelu'
-        raise ConfigError(
-            f'tower {name!r} {"uses" if built else "lacks"} QuickGELU but tag {tag!r} was trained '
-            f'{"with" if trained else "without"} it. Use tower {other!r}.'
-        )
+from vlm_depth_ros.core.towers import (
+    check_activation,
+    normalisation,
+    own_tower_config,
+    published_state,
+    tower_config,
+)
 
 
 class Backbone(nn.Module):
@@ -115,7 +56,7 @@ class Backbone(nn.Module):
         self._forward = self._choose_forward()
         if not self._is_hierarchical and input_hw != native:
             self._resize_positions(tower, input_hw)
-        self.spec = self._probe(tower, config, input_hw, _normalisation(tower, pretrained))
+        self.spec = self._probe(tower, config, input_hw, normalisation(tower, pretrained))
         multiple = self.spec.size_multiple
         if any(n % multiple for n in input_hw):
             raise ConfigError(
@@ -161,6 +102,15 @@ class Backbone(nn.Module):
     def state_sha256(self) -> str:
         """SHA-256 over the tower's state: for each sorted key its name and its raw bytes."""
         return state_sha256(self.tower.state_dict())
+
+    def load_published(self, tag: str | None) -> None:
+        """Fill the tower with the weights that open_clip publishes under `tag`.
+
+        Raises:
+            WeightsError: If there is no tag, no file and no way to fetch one, or it does not fit.
+        """
+        state, path = published_state(self.spec.tower, tag)
+        self.load_native_state(state, str(path))
 
     def load_native_state(self, state: dict[str, torch.Tensor], where: str) -> None:
         """Load a published state; its square grid of positions is fitted to this input size.
@@ -353,56 +303,6 @@ def state_sha256(state: dict[str, torch.Tensor]) -> str:
         digest.update(key.encode())
         digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def towers_folder() -> Path:
-    """Where tower files may be put by hand: ``$VLM_DEPTH_TOWERS`` or the user's cache."""
-    default = Path.home() / '.cache' / 'vlm_depth_ros' / 'towers'
-    return Path(os.environ.get('VLM_DEPTH_TOWERS', default))
-
-
-def load_pretrained(backbone: 'Backbone', tower: str, tag: str | None) -> None:
-    """Fill a tower with pretrained weights: a file put there by hand, else open_clip's download.
-
-    Raises:
-        WeightsError: If there is no tag, no file and no way to fetch one, or it does not fit.
-    """
-    if tag is None:
-        raise WeightsError(
-            f'tower {tower!r} has neither embedded weights nor a pretrained tag to fetch.'
-        )
-    wanted = towers_folder() / f'{tower}.{tag}'
-    here = [p for s in ('.safetensors', '.bin', '.pt') if (p := Path(f'{wanted}{s}')).is_file()]
-    entry = get_pretrained_cfg(tower, tag)
-    try:
-        path = here[0] if here else Path(download_pretrained(entry))
-    except Exception as err:  # every network library fails in its own way
-        source = entry.get('hf_hub') or entry.get('url')
-        if source.endswith('/'):  # a repository, in which the file has open_clip's own name
-            source = f'open_clip_model.safetensors of {source[:-1]} (Hugging Face)'
-        raise WeightsError(
-            f'weights of tower {tower!r}, tag {tag!r}, could not be fetched '
-            f'({type(err).__name__}). Copy {source} to {wanted}.safetensors (or .bin).'
-        ) from err
-    try:
-        visual = _visual_state(path)
-    except Exception as err:
-        raise WeightsError(f'{path}: not a readable tower file ({err}). Fetch it again.') from err
-    backbone.load_native_state(visual, str(path))
-
-
-def _visual_state(path: Path) -> dict[str, torch.Tensor]:
-    """The image tower's part of a published file; tensors of a text tower stay on the disk."""
-    prefix = 'visual.'
-    if path.suffix == '.safetensors':
-        with safe_open(path, 'pt') as file:
-            return {
-                k.removeprefix(prefix): file.get_tensor(k)
-                for k in file.keys()
-                if k.startswith(prefix)
-            }
-    state = load_state_dict(str(path), weights_only=True)
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _blocks(layers: list[int]) -> list[int]:

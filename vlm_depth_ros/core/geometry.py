@@ -13,15 +13,10 @@ import cv2
 import numpy as np
 from vlm_depth_ros.core.config import TrainingCamera
 from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.lens import opencv_coefficients, ray_angles_rad, turning_angle_rad
 
 _IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 _OUTSIDE_PX = -1e4  # A source coordinate in no image, and still finite for a half-precision grid.
-_COEFFICIENT_COUNTS = {
-    'plumb_bob': (4, 5),
-    'rational_polynomial': tuple(range(8, 15)),
-    'equidistant': (4,),
-}
-_UNNAMED_MODELS = ('', 'pinhole')
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ class CameraModel:
         self._check_matrices()
         self._check_window()
         if any(self.d):
-            _coefficients(self.distortion_model, self.d)
+            opencv_coefficients(self.distortion_model, self.d)
 
     def _check_matrices(self) -> None:
         if not (self.k[0] > 0 and self.k[4] > 0):
@@ -259,7 +254,7 @@ class CameraModel:
         raw, rectified = self.intrinsics(rectified=False), self.intrinsics(rectified=True)
         model, d = 'plumb_bob', (0.0,) * 5
         if any(self.d):
-            model, d = _coefficients(self.distortion_model, self.d)
+            model, d = opencv_coefficients(self.distortion_model, self.d)
         warp = cv2.fisheye if model == 'equidistant' else cv2
         size = (raw.width_px, raw.height_px)
         source_px = np.stack(
@@ -268,8 +263,8 @@ class CameraModel:
             ),
             axis=-1,
         )
-        angle_rad = _angles_rad(np.linalg.inv(rectified.matrix @ self._rotation), raw.image_hw)
-        seen = angle_rad < _largest_angle_rad(model, d, float(angle_rad.max()))
+        angle_rad = ray_angles_rad(np.linalg.inv(rectified.matrix @ self._rotation), raw.image_hw)
+        seen = angle_rad < turning_angle_rad(model, d, float(angle_rad.max()))
         seen &= np.isfinite(source_px).all(axis=-1)
         source_px[~seen] = _OUTSIDE_PX
         return source_px
@@ -324,52 +319,6 @@ def require_size(shape: Sequence[int], intrinsics: CameraIntrinsics) -> None:
             f'depth has shape {tuple(shape)} and its camera is for {intrinsics.image_hw}: expected'
             ' the same (height, width). Use CameraIntrinsics.resized, cropped or binned.'
         )
-
-
-def _coefficients(model: str, d: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
-    """The model that OpenCV shall use and the coefficients in a number that it accepts."""
-    if model in _UNNAMED_MODELS:  # OpenCV's own polynomial, told apart by the number alone.
-        model = 'plumb_bob' if len(d) <= 5 else 'rational_polynomial'
-    if model not in _COEFFICIENT_COUNTS:
-        raise InputError(
-            f'camera_info has distortion_model {model!r}: expected one of '
-            f'{", ".join(_COEFFICIENT_COUNTS)}. Rectify the image upstream and publish its '
-            'camera_info with zeros in D.'
-        )
-    counts = _COEFFICIENT_COUNTS[model]
-    if len(d) not in counts:
-        expected = f'{counts[0]} to {counts[-1]}' if len(counts) > 1 else f'{counts[0]}'
-        raise InputError(
-            f'camera_info has {len(d)} distortion coefficients for {model!r}: expected {expected}.'
-            ' Check distortion_model and D.'
-        )
-    accepted = next(n for n in (4, 5, 8, 12, 14) if n >= len(d))
-    return model, d + (0.0,) * (accepted - len(d))
-
-
-def _angles_rad(to_ray: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
-    """Angle between the optical axis of the lens and the ray of each rectified pixel, (H, W)."""
-    u = np.arange(image_hw[1], dtype=np.float32)
-    v = np.arange(image_hw[0], dtype=np.float32)[:, None]
-    x, y, z = (np.float32(a) * u + (np.float32(b) * v + np.float32(c)) for a, b, c in to_ray)
-    return np.arctan2(np.hypot(x, y), z)
-
-
-def _largest_angle_rad(model: str, d: tuple[float, ...], needed_rad: float) -> float:
-    """Angle up to which a larger one lies farther out in the raw image, below 90 degrees."""
-    limit = math.radians(89.9)
-    angle = np.linspace(0.0, min(max(needed_rad * 1.001, 1e-3), limit), 4096)
-    r = angle if model == 'equidistant' else np.tan(angle)
-    if model == 'equidistant':
-        numerator, denominator = d, ()
-    else:
-        k = (*d, *(0.0,) * 8)
-        numerator, denominator = (k[0], k[1], k[4]), k[5:8]
-    with np.errstate(divide='ignore', invalid='ignore'):
-        distorted = r * np.polyval((*numerator[::-1], 1.0), r * r)
-        distorted /= np.polyval((*denominator[::-1], 1.0), r * r)
-    turns_back = np.flatnonzero(~(np.diff(distorted) > 0))
-    return float(angle[turns_back[0]]) if turns_back.size else limit
 
 
 def _number(value: float, what: str) -> float:

@@ -15,7 +15,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 import torch
 from torch import nn
-from vlm_depth_ros.core.backbone import Backbone, load_pretrained
+from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.config import from_mapping, ModelConfig
 from vlm_depth_ros.core.errors import ConfigError, WeightsError
 from vlm_depth_ros.core.heads.base import HeadOutput
@@ -206,7 +206,7 @@ def load_model(name_or_path: str | Path) -> DepthModel:
             'tower is not embedded. The file was edited; write it again.'
         )
     else:
-        load_pretrained(model.backbone, model.config.tower, model.config.pretrained)
+        model.backbone.load_published(model.config.pretrained)
     found = model.backbone.state_sha256()
     if found != card.tower_sha256:
         raise WeightsError(

@@ -15,7 +15,6 @@ import time
 
 import torch
 from torch import nn
-from vlm_depth_ros.core.backbone import load_pretrained
 from vlm_depth_ros.core.config import from_mapping, ModelConfig, require
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
 from vlm_depth_ros.core.heads.registry import build_head
@@ -65,7 +64,7 @@ def train(config: TrainConfig, data: Path, out: Path, resume: bool = False) -> d
                 f'stage {stage.name}: frozen_tower = false, but tower {model.config.tower!r} has '
                 f'the published weights {pretrained!r}; only a tower of our own is trained.',
             )
-        load_pretrained(model.backbone, model.config.tower, pretrained)
+        model.backbone.load_published(pretrained)
     model.to(memory_format=torch.channels_last)
     saved = _read_resume(out, config) if resume else None
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())

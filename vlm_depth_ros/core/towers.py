@@ -1,0 +1,126 @@
+"""Image towers by open_clip's names: their configs, what they were trained with, their files.
+
+A config of our own in ``assets/`` counts as a name too. Text towers are not read.
+"""
+
+from importlib import resources
+import json
+import os
+from pathlib import Path
+
+import open_clip
+from open_clip.factory import load_state_dict
+from open_clip.pretrained import (
+    download_pretrained,
+    get_pretrained_cfg,
+    list_pretrained_tags_by_model,
+)
+from safetensors import safe_open
+import torch
+from vlm_depth_ros.core.errors import ConfigError, WeightsError
+
+
+def own_tower_config(name: str) -> dict | None:
+    """The tower config that ships in ``assets/`` under this name, or None."""
+    entry = resources.files('vlm_depth_ros') / 'assets' / f'{name}.json'
+    return json.loads(entry.read_text()) if entry.is_file() else None
+
+
+def tower_config(name: str) -> dict:
+    """open_clip's config of an architecture, or our own from ``assets/``.
+
+    Raises:
+        ConfigError: If nobody knows the name.
+    """
+    config = own_tower_config(name) or open_clip.get_model_config(name)
+    if config is None:
+        raise ConfigError(
+            f'tower {name!r} is unknown. Expected an open_clip architecture such as '
+            'ViT-B-16-quickgelu, ViT-B-16-SigLIP or MobileCLIP2-S0 (vlm-depth models lists them).'
+        )
+    return config
+
+
+def normalisation(name: str, tag: str | None) -> tuple[tuple, tuple]:
+    """Mean and std that the tower was pretrained with, as open_clip records them."""
+    tags = [tag] if tag else list_pretrained_tags_by_model(name)
+    for candidate in tags:
+        entry = get_pretrained_cfg(name, candidate)
+        if entry.get('mean'):
+            return tuple(entry['mean']), tuple(entry['std'])
+    return tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD)
+
+
+def check_activation(name: str, tag: str | None) -> None:
+    """Refuse a tower whose activation differs from the one its weights were trained with.
+
+    Raises:
+        ConfigError: On an unknown tag or a QuickGELU mismatch; open_clip would only warn.
+    """
+    if tag is None:
+        return
+    entry = get_pretrained_cfg(name, tag)
+    if not entry:
+        known = ', '.join(list_pretrained_tags_by_model(name)) or 'none'
+        raise ConfigError(f'tower {name!r} has no pretrained tag {tag!r}. Known tags: {known}.')
+    if tower_config(name).get('vision_cfg', {}).get('timm_model_name'):
+        return
+    built, trained = tower_config(name).get('quick_gelu', False), entry.get('quick_gelu', False)
+    if built != trained:
+        other = name.removesuffix('-quickgelu') if built else f'{name}-quickgelu'
+        raise ConfigError(
+            f'tower {name!r} {"uses" if built else "lacks"} QuickGELU but tag {tag!r} was trained '
+            f'{"with" if trained else "without"} it. Use tower {other!r}.'
+        )
+
+
+def towers_folder() -> Path:
+    """Where tower files may be put by hand: ``$VLM_DEPTH_TOWERS`` or the user's cache."""
+    default = Path.home() / '.cache' / 'vlm_depth_ros' / 'towers'
+    return Path(os.environ.get('VLM_DEPTH_TOWERS', default))
+
+
+def published_state(tower: str, tag: str | None) -> tuple[dict[str, torch.Tensor], Path]:
+    """Read pretrained tower weights: a file put there by hand, else open_clip's download.
+
+    Returns:
+        The image tower's tensors under their own names, and the file they came from.
+
+    Raises:
+        WeightsError: If there is no tag, no file and no way to fetch one, or it cannot be read.
+    """
+    if tag is None:
+        raise WeightsError(
+            f'tower {tower!r} has neither embedded weights nor a pretrained tag to fetch.'
+        )
+    wanted = towers_folder() / f'{tower}.{tag}'
+    here = [p for s in ('.safetensors', '.bin', '.pt') if (p := Path(f'{wanted}{s}')).is_file()]
+    entry = get_pretrained_cfg(tower, tag)
+    try:
+        path = here[0] if here else Path(download_pretrained(entry))
+    except Exception as err:  # every network library fails in its own way
+        source = entry.get('hf_hub') or entry.get('url')
+        if source.endswith('/'):  # a repository, in which the file has open_clip's own name
+            source = f'open_clip_model.safetensors of {source[:-1]} (Hugging Face)'
+        raise WeightsError(
+            f'weights of tower {tower!r}, tag {tag!r}, could not be fetched '
+            f'({type(err).__name__}). Copy {source} to {wanted}.safetensors (or .bin).'
+        ) from err
+    try:
+        return _visual_state(path), path
+    except Exception as err:
+        raise WeightsError(f'{path}: not a readable tower file ({err}). Fetch it again.') from err
+
+
+def _visual_state(path: Path) -> dict[str, torch.Tensor]:
+    """The image tower's part of a published file; tensors of a text tower stay on the disk."""
+    prefix = 'visual.'
+    if path.suffix == '.safetensors':
+        with safe_open(path, 'pt') as file:
+            return {
+                k.removeprefix(prefix): file.get_tensor(k)
+                for k in file.keys()
+                if k.startswith(prefix)
+            }
+    state = load_state_dict(str(path), weights_only=True)
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
