@@ -214,7 +214,8 @@ def test_tower_that_moves_while_frozen_ends_the_run(data, recipe, monkeypatch):
 
     def meddle(self):
         if self.index:
-            next(self.average.module.backbone.parameters()).data += 1
+            for model in (self.model, self.average.module):
+                next(model.backbone.parameters()).data += 1
         check(self)
 
     monkeypatch.setattr(training._StageRun, '_check', meddle)

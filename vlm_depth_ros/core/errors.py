@@ -1,4 +1,4 @@
-"""The errors that are raised on purpose; each message says what came, what was expected, what to do."""
+"""The errors raised on purpose: each says what came, what was expected and what to do."""
 
 
 class VlmDepthError(Exception):

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import os
 
 import torch
-import torch.distributed as dist
 from torch import nn
+import torch.distributed as dist
 
 
 class Team:

@@ -1,9 +1,9 @@
 """``vlm-depth train``: a recipe in, a weights file out; one visible loop.
 
 Under ``torchrun --nproc-per-node N -m vlm_depth_ros.tools.cli train ...`` N processes share each
-batch. Stages run one after the other. A stage with ``frozen_tower: false`` trains tower and head together
-(only for a tower of our own); the next stage hashes and freezes the tower, throws that head away
-and trains a fresh one, as for every other tower.
+batch. Stages run one after the other. A stage with ``frozen_tower: false`` trains tower and head
+together (only for a tower of our own); one with ``true`` hashes and freezes the tower, throws that
+head away and trains a fresh one, as for every other tower.
 """
 
 import argparse
