@@ -3,6 +3,7 @@
 #   make demo                 the real node on a clip rendered on the spot -> demo_out/
 #   make demo SOURCE=PATH     the same on a folder, a video or a bag of yours
 #   make test                 everything
+#   make soak                 ten minutes at full rate: the node's memory must not grow
 #   make lint | clean | distclean
 #
 # PYTHON=python3.12   the interpreter to build on (3.10 or newer)
@@ -35,7 +36,7 @@ GRAPH = ROS_DOMAIN_ID=$$(( $$$$ % 90 + 10 ))
 SOURCES = $(shell find vlm_depth_ros launch config resource -name __pycache__ -prune -o -print) \
 	package.xml setup.cfg
 
-.PHONY: help demo test lint venv clean distclean
+.PHONY: help demo soak test lint venv clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +49,11 @@ ifeq ($(SOURCE),)
 endif
 	$(GRAPH) $(BIN)/python -m vlm_depth_ros.ros.demo --out '$(OUT)' --source '$(or $(SOURCE),$(OUT)/clip)'
 	$(BIN)/vlm-depth report '$(OUT)/depth.mcap' --out '$(OUT)' --check
+
+# Ten minutes at full rate; MINUTES=60 for an hour.
+soak: $(VENV)/.installed
+	@test -d '$(OUT)/clip' || $(BIN)/vlm-depth synthetic '$(OUT)/clip' --clip --count 40 --size 480x640 --seed 4
+	$(GRAPH) $(BIN)/python -m vlm_depth_ros.ros.soak --out '$(OUT)' --source '$(or $(SOURCE),$(OUT)/clip)' --minutes $(or $(MINUTES),10)
 
 test: $(VENV)/.installed
 	$(GRAPH) VLM_DEPTH_INSTALLED=1 $(BIN)/pytest $(ARGS)

@@ -14,13 +14,13 @@ import torch
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, depth_to_points
 from vlm_depth_ros.core.packing import camera_info_of, pack_cloud, pack_depth, PackedImage
+from vlm_depth_ros.files.bag_messages import write_frames
 from vlm_depth_ros.files.bags import (
     BagReader,
     BagWriter,
     cloud_xyzrgb,
     image_array,
     read_messages,
-    write_frames,
 )
 from vlm_depth_ros.files.source import open_source, SourceFrame
 

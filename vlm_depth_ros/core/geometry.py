@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from vlm_depth_ros.core.checks import at_least_one, integer, number, numbers
 from vlm_depth_ros.core.config import TrainingCamera
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.lens import opencv_coefficients, ray_angles_rad, turning_angle_rad
@@ -33,9 +34,9 @@ class CameraIntrinsics:
     def __post_init__(self):
         """Refuse what no camera has."""
         for name in ('fx_px', 'fy_px', 'cx_px', 'cy_px'):
-            object.__setattr__(self, name, _number(getattr(self, name), f'intrinsics {name}'))
+            object.__setattr__(self, name, number(getattr(self, name), f'intrinsics {name}'))
         for name in ('width_px', 'height_px'):
-            size = _integer(getattr(self, name), f'intrinsics {name}')
+            size = integer(getattr(self, name), f'intrinsics {name}')
             if size < 1:
                 raise InputError(f'intrinsics {name} = {size}: expected at least 1 pixel.')
             object.__setattr__(self, name, size)
@@ -75,12 +76,12 @@ class CameraIntrinsics:
 
     def binned(self, by_x: int, by_y: int) -> 'CameraIntrinsics':
         """Camera of the image of means over `by_y` x `by_x` pixels; an incomplete block is cut."""
-        by_x, by_y = _at_least_one(by_x, 'binning x'), _at_least_one(by_y, 'binning y')
+        by_x, by_y = at_least_one(by_x, 'binning x'), at_least_one(by_y, 'binning y')
         return self._scaled(1 / by_x, 1 / by_y, (self.height_px // by_y, self.width_px // by_x))
 
     def strided(self, n: int) -> 'CameraIntrinsics':
         """Camera of ``image[::n, ::n]``: pixel ``i`` is pixel ``i * n``, nothing is averaged."""
-        n = _at_least_one(n, 'stride')
+        n = at_least_one(n, 'stride')
         return CameraIntrinsics(
             self.fx_px / n,
             self.fy_px / n,
@@ -146,13 +147,13 @@ class CameraModel:
     def __post_init__(self):
         """Check numbers, sizes and the distortion model; keep plain Python values."""
         for name, count in (('d', None), ('k', 9), ('r', 9), ('p', 12)):
-            values = _numbers(getattr(self, name), f'camera_info {name.upper()}', count)
+            values = numbers(getattr(self, name), f'camera_info {name.upper()}', count)
             object.__setattr__(self, name, values)
         for name in ('width_px', 'height_px', 'binning_x', 'binning_y'):
-            value = _integer(getattr(self, name), f'camera_info {name}')
+            value = integer(getattr(self, name), f'camera_info {name}')
             object.__setattr__(self, name, value)
         roi = RegionOfInterest(*self.roi)
-        sides = (_integer(getattr(roi, n), f'camera_info roi.{n}') for n in roi._fields[:4])
+        sides = (integer(getattr(roi, n), f'camera_info roi.{n}') for n in roi._fields[:4])
         object.__setattr__(self, 'roi', RegionOfInterest(*sides, bool(roi.do_rectify)))
         self._check_matrices()
         self._check_window()
@@ -319,34 +320,3 @@ def require_size(shape: Sequence[int], intrinsics: CameraIntrinsics) -> None:
             f'depth has shape {tuple(shape)} and its camera is for {intrinsics.image_hw}: expected'
             ' the same (height, width). Use CameraIntrinsics.resized, cropped or binned.'
         )
-
-
-def _number(value: float, what: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f'{what} = {value!r}: expected a finite number. Check the calibration.')
-    return number
-
-
-def _numbers(values: Sequence[float], what: str, count: int | None) -> tuple[float, ...]:
-    numbers = tuple(_number(v, f'{what}[{i}]') for i, v in enumerate(values))
-    if count is not None and len(numbers) != count:
-        raise InputError(f'{what} has {len(numbers)} numbers: expected {count}, row by row.')
-    return numbers
-
-
-def _integer(value: int, what: str) -> int:
-    number = _number(value, what)
-    if number != int(number):
-        raise InputError(f'{what} = {value!r}: expected a whole number of pixels.')
-    return int(number)
-
-
-def _at_least_one(value: int, what: str) -> int:
-    number = _integer(value, what)
-    if number < 1:
-        raise InputError(f'{what} = {value!r}: expected at least 1.')
-    return number

@@ -1,7 +1,8 @@
 """What the estimator packs, as messages: a bag made at a desk equals what the node publishes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from vlm_depth_ros.core.packing import (
     POINT_FIELDS,
 )
 from vlm_depth_ros.files.bag_arrays import CAMERA_INFO, IMAGE, POINT_CLOUD
+from vlm_depth_ros.files.bags import BagWriter
 from vlm_depth_ros.files.source import SourceFrame
 
 Packed = PackedImage | PackedCloud | PackedCameraInfo
@@ -75,6 +77,46 @@ def packed_frame(frame: SourceFrame, stride: int, organized: bool) -> Iterator[t
     if info:
         yield '/depth/camera_info', info
         yield '/points', pack_cloud(depth, frame.intrinsics, torch.tensor(rgb), stride, organized)
+
+
+def write_frames(
+    path: str | Path,
+    frames: Iterable[SourceFrame],
+    *,
+    frame_id: str = 'camera_optical_frame',
+    stride: int = 2,
+    organized: bool = False,
+    rate_hz: float = 10.0,
+    compress: bool = False,
+) -> int:
+    """Write frames as a bag with the topics of the node, in the layouts of `core.packing`.
+
+    Always /image (rgb8); with intrinsics /camera_info; with depth /depth/image_rect (32FC1); with
+    both /depth/camera_info and /points too.
+
+    Args:
+        path: New or old .mcap file.
+        frames: Taken one by one.
+        frame_id: Optical frame of every header.
+        stride: Every n-th pixel and row becomes a point.
+        organized: Clouds keep rows and NaN.
+        rate_hz: Frames without a stamp get index / rate.
+        compress: As of `BagWriter`.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        InputError: If there are none, a frame does not fit itself, or nothing can be written.
+    """
+    count = 0
+    with BagWriter(path, compress=compress) as bag:
+        for frame in frames:
+            stamp_s = count / rate_hz if frame.stamp_s is None else frame.stamp_s
+            for topic, packed in packed_frame(frame, stride, organized):
+                bag.add_packed(topic, packed, round(stamp_s * 1e9), frame_id)
+            count += 1
+    return count
 
 
 def _image_fields(packed: PackedImage) -> dict[str, Any]:

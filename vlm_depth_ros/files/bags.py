@@ -4,7 +4,7 @@ The only module that imports rosbags. Messages go in as serialised CDR, so a rec
 what it received without decoding it.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any, TYPE_CHECKING
 from vlm_depth_ros.core.errors import DependencyError, InputError
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.bag_arrays import cloud_xyzrgb, image_array
-from vlm_depth_ros.files.source import SourceFrame
 
 try:
     from rosbags.interfaces import (
@@ -44,7 +43,6 @@ __all__ = [
     'cloud_xyzrgb',
     'image_array',
     'read_messages',
-    'write_frames',
 ]
 
 DISTROS = {
@@ -319,48 +317,6 @@ def read_messages(
     with BagReader(path) as bag:
         for topic, log_time_ns, msgtype, cdr in bag.raw(topics):
             yield topic, log_time_ns, bag.decode(msgtype, cdr)
-
-
-def write_frames(
-    path: str | Path,
-    frames: Iterable[SourceFrame],
-    *,
-    frame_id: str = 'camera_optical_frame',
-    stride: int = 2,
-    organized: bool = False,
-    rate_hz: float = 10.0,
-    compress: bool = False,
-) -> int:
-    """Write frames as a bag with the topics of the node, in the layouts of `core.packing`.
-
-    Always /image (rgb8); with intrinsics /camera_info; with depth /depth/image_rect (32FC1); with
-    both /depth/camera_info and /points too.
-
-    Args:
-        path: New or old .mcap file.
-        frames: Taken one by one.
-        frame_id: Optical frame of every header.
-        stride: Every n-th pixel and row becomes a point.
-        organized: Clouds keep rows and NaN.
-        rate_hz: Frames without a stamp get index / rate.
-        compress: As of `BagWriter`.
-
-    Returns:
-        The number of frames.
-
-    Raises:
-        InputError: If there are none, a frame does not fit itself, or nothing can be written.
-    """
-    from vlm_depth_ros.files.bag_messages import packed_frame
-
-    count = 0
-    with BagWriter(path, compress=compress) as bag:
-        for frame in frames:
-            stamp_s = count / rate_hz if frame.stamp_s is None else frame.stamp_s
-            for topic, packed in packed_frame(frame, stride, organized):
-                bag.add_packed(topic, packed, round(stamp_s * 1e9), frame_id)
-            count += 1
-    return count
 
 
 def _qos(reliable: bool, latched: bool) -> Qos:

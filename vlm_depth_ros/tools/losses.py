@@ -26,6 +26,17 @@ def silog(depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor, foc
     return 10 * torch.sqrt((variance + (1 - focus) * mean**2).clamp(min=1e-7))
 
 
+def relative(depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Mean of |depth - truth| / truth over the valid pixels: the measure AbsRel as a loss.
+
+    A log loss settles at the geometric mean of what a pixel may be; this one lower, since an
+    estimate that is too far costs without bound.
+    """
+    truth_m = truth_m.nan_to_num(nan=1.0)
+    error = (depth_m - truth_m).abs() / truth_m.clamp(min=1e-6)
+    return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
+
+
 def log_gradient(depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor, scales=4):
     """Mean absolute difference of log-depth gradients over several scales (MegaDepth, Li 2018).
 

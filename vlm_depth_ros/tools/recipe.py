@@ -20,6 +20,8 @@ class StageConfig:
     weight_decay: float = 0.02
     teacher_weight: float = 0.0
     """Weight of the feature teacher; only where the tower learns."""
+    relative_weight: float = 0.0
+    """Weight of the loss `losses.relative`, beside SILog."""
 
     def __post_init__(self):
         """Check bounds."""

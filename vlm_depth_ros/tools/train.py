@@ -23,7 +23,7 @@ from vlm_depth_ros.core.preprocess import to_camera_grid
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.tools.augment import AugmentConfig, random_views
 from vlm_depth_ros.tools.datasets import CachedSet, load_set, SetConfig
-from vlm_depth_ros.tools.losses import log_gradient, silog
+from vlm_depth_ros.tools.losses import log_gradient, relative, silog
 from vlm_depth_ros.tools.metrics import depth_metrics, mean_metrics, NYU_CROP
 from vlm_depth_ros.tools.recipe import read_recipe, StageConfig, TrainConfig
 from vlm_depth_ros.tools.team import Team
@@ -205,6 +205,8 @@ class _StageRun:
         depth_m = to_camera_grid(found.depth_m.float(), hw)
         loss = silog(depth_m, truth, valid)
         loss = loss + self.config.gradient_weight * log_gradient(depth_m, truth, valid)
+        if self.stage.relative_weight:
+            loss = loss + self.stage.relative_weight * relative(depth_m, truth, valid)
         for weight, aux in zip(self.config.aux_weights, found.extras.get('aux_depth_m', ())):
             if weight:
                 loss = loss + weight * silog(to_camera_grid(aux.float(), hw), truth, valid)
