@@ -1,0 +1,1 @@
+"""Messages to core and back: the only place where rclpy is imported."""

@@ -1,0 +1,146 @@
+"""From the newest images of all cameras to published depth, in the worker's thread."""
+
+from collections.abc import Callable, Sequence
+import time
+from typing import Any, TYPE_CHECKING
+
+from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.geometry import CameraModel
+from vlm_depth_ros.ros.inputs import CameraInput
+from vlm_depth_ros.ros.outputs import CameraOutput
+from vlm_depth_ros.ros.params import NodeParams
+from vlm_depth_ros.ros.process import one_line
+from vlm_depth_ros.ros.worker import Arrival, Statistics
+
+if TYPE_CHECKING:
+    from vlm_depth_ros.core.estimator import DepthEstimator, Frame, FrameOutput
+
+WARNING_PERIOD_S = 5.0
+"""The same warning is not repeated sooner."""
+
+
+class DepthPipeline:
+    """One estimator for the frames of all cameras.
+
+    Errors of a frame are counted and logged at most every `WARNING_PERIOD_S`; the next frame comes
+    as if nothing had happened.
+    """
+
+    def __init__(
+        self,
+        estimator: 'DepthEstimator',
+        inputs: Sequence[CameraInput],
+        outputs: Sequence[CameraOutput],
+        statistics: Sequence[Statistics],
+        params: Callable[[], NodeParams],
+        logger: Any,
+    ):
+        """Keep the parts; the sequences have one entry for each camera.
+
+        Args:
+            estimator: The network.
+            inputs: Decode images and know cameras.
+            outputs: Know who listens, and publish.
+            statistics: Counted up here.
+            params: Gives the parameters of the moment.
+            logger: The node's.
+        """
+        from vlm_depth_ros.core.estimator import Frame  # Needs torch, which may be missing.
+
+        self._frame_type = Frame
+        self._estimator = estimator
+        self._inputs = inputs
+        self._outputs = outputs
+        self._statistics = statistics
+        self._params = params
+        self._logger = logger
+        self._warned_s: dict[tuple[int, str], float] = {}
+
+    def __call__(self, taken: dict[int, Arrival], is_stopping: Callable[[], bool]) -> None:
+        """Run the network once for all frames that somebody wants, and publish.
+
+        Args:
+            taken: Newest frame by camera index.
+            is_stopping: True from it after the network ran withholds the results.
+        """
+        params = self._params()
+        frames = {}
+        for index, arrival in taken.items():
+            wants = self._outputs[index].wants()
+            if not wants:
+                self._statistics[index].unwanted += 1
+                continue
+            try:
+                frames[index] = self._frame(index, arrival.message, wants, params.rectify)
+            except Exception as err:
+                self._fail(index, err)
+        for index, output in self._estimate(frames, params):
+            if not is_stopping():
+                self._publish(index, taken[index], output)
+
+    def _frame(self, index: int, message: Any, wants: frozenset[str], rectify: str) -> 'Frame':
+        source = self._inputs[index]
+        rgb = source.to_rgb(message)
+        camera = self._camera(index, message.header.frame_id, rgb.shape[:2])
+        # image_proc publishes one camera_info, with D of the lens, for image_raw and image_rect.
+        undistort = rectify == 'on' or (rectify == 'auto' and not source.is_rectified_by_name)
+        return self._frame_type(rgb=rgb, camera=camera, rectify=undistort, wants=wants)
+
+    def _camera(self, index: int, frame_id: str, image_hw: tuple[int, int]) -> CameraModel | None:
+        """Return the camera of a frame, or None: then depth flows and points wait."""
+        statistics = self._statistics[index]
+        try:
+            camera = self._inputs[index].camera_for(frame_id, image_hw)
+        except InputError as err:
+            statistics.camera_trouble = str(err)
+            self._warn(index, 'camera', f'Points and depth/camera_info wait: {err}')
+            return None
+        statistics.camera_trouble = ''
+        return camera
+
+    def _estimate(
+        self, frames: dict[int, 'Frame'], params: NodeParams
+    ) -> list[tuple[int, 'FrameOutput']]:
+        """Run one call for all; if it fails, one for each, so that a bad frame stands alone."""
+        if not frames:
+            return []
+        try:
+            outputs = self._estimator.process(list(frames.values()), params.output_options())
+            return list(zip(frames, outputs))
+        except Exception as err:
+            if len(frames) == 1:
+                self._fail(next(iter(frames)), err)
+                return []
+        return [pair for i, frame in frames.items() for pair in self._estimate({i: frame}, params)]
+
+    def _publish(self, index: int, arrival: Arrival, output: 'FrameOutput') -> None:
+        statistics = self._statistics[index]
+        header = arrival.message.header
+        try:
+            self._outputs[index].publish(output, header)
+        except Exception as err:
+            self._fail(index, err)
+            return
+        statistics.published += 1
+        statistics.last_latency_ms = (time.monotonic() - arrival.received_s) * 1e3
+        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
+        if stamp_ns < statistics.last_stamp_ns:
+            statistics.time_jumps += 1
+            back_s = (statistics.last_stamp_ns - stamp_ns) / 1e9
+            self._warn(index, 'time', f'Stamps went back by {back_s:.3f} s: a bag that loops?')
+        statistics.last_stamp_ns = stamp_ns
+
+    def _fail(self, index: int, err: Exception) -> None:
+        statistics = self._statistics[index]
+        statistics.failed += 1
+        statistics.last_error = one_line(err)
+        self._warn(
+            index, 'frame', f'Frame dropped ({statistics.failed} so far): {statistics.last_error}'
+        )
+
+    def _warn(self, index: int, kind: str, text: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._warned_s.get((index, kind), -WARNING_PERIOD_S) >= WARNING_PERIOD_S:
+            self._warned_s[index, kind] = now_s
+            name = self._params().cameras[index]
+            self._logger.warning(f'{name}: {text}' if name else text)

@@ -1,0 +1,116 @@
+"""Newest-frame slots, and the one thread that empties them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+import threading
+import time
+from typing import Any
+
+
+@dataclass
+class Statistics:
+    """What became of one camera's frames; each number is written by one thread only."""
+
+    received: int = 0
+    """Frames that came while the node was active and enabled."""
+    dropped: int = 0
+    """Replaced by a newer one before the worker was free."""
+    unwanted: int = 0
+    """Not computed, since nobody subscribed."""
+    failed: int = 0
+    """Refused, or the network failed; `last_error` says why."""
+    published: int = 0
+    """Frames whose outputs left."""
+    last_error: str = ''
+    last_received_s: float = 0.0
+    """On the monotonic clock; 0 before the first."""
+    last_stamp_ns: int = 0
+    """Stamp of the newest processed frame."""
+    last_latency_ms: float = 0.0
+    """From the callback to the last published message."""
+    time_jumps: int = 0
+    """How often stamps went back."""
+    camera_trouble: str = ''
+    """Why the newest frame has no camera; empty when it has one."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A message and when it came."""
+
+    message: Any
+    received_s: float
+    """On the monotonic clock."""
+
+
+class NewestFrameWorker:
+    """One slot for each camera and one thread that takes whatever is newest in all of them.
+
+    A frame never waits behind an older one: `offer` replaces what still lies in the slot.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[dict[int, Arrival], Callable[[], bool]], None],
+        statistics: Sequence[Statistics],
+    ):
+        """Prepare; `start` starts.
+
+        Args:
+            process: Gets the taken frames by camera index, and a function that says whether the
+                worker is stopping, in the worker's thread. It handles its own errors.
+            statistics: One entry for each camera; its arrivals and drops are counted here.
+        """
+        self._process = process
+        self._statistics = statistics
+        self._slots: dict[int, Arrival] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, with empty slots."""
+        self._slots.clear()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name='depth_worker', daemon=True)
+        self._thread.start()
+
+    def offer(self, camera: int, message: Any) -> None:
+        """Put the newest message of a camera into its slot; returns at once."""
+        now_s = time.monotonic()
+        with self._changed:
+            statistics = self._statistics[camera]
+            statistics.received += 1
+            statistics.last_received_s = now_s
+            if camera in self._slots:
+                statistics.dropped += 1
+            self._slots[camera] = Arrival(message, now_s)
+            self._changed.notify()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Let the thread end after the frame at hand; whether it ended in time.
+
+        What still lies in a slot counts as dropped.
+        """
+        with self._changed:
+            self._stopping = True
+            for camera in self._slots:
+                self._statistics[camera].dropped += 1
+            self._slots.clear()
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return not self.is_running()
+
+    def is_running(self) -> bool:
+        """Whether the thread lives."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._slots or self._stopping)
+                if self._stopping:
+                    return
+                taken, self._slots = self._slots, {}
+            self._process(taken, lambda: self._stopping)
