@@ -41,7 +41,7 @@ def start_player(context) -> list[Node]:
     }
     values['source'] = str(Path(values['source']).expanduser().absolute())
     values['image_transport'] = given('image_transport') or 'raw'
-    values['wait_for_subscriber'] = True  # the network loads for some seconds
+    values['wait_for_subscribers'] = 1  # the network loads for some seconds
     return [
         Node(
             executable=given('python'),

@@ -178,15 +178,43 @@ class Graph:
         return self.model.calls - self.calls_before
 
     def publish(self, topic: str, message: object, reliable: bool = True) -> None:
-        """Publish from the tester; before the first message, wait for the node's subscription."""
-        if topic not in self._publishers:
-            reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        """Publish from the tester; a first image waits until the node subscribes as it shall.
+
+        A camera_info is published until the node has it: it comes on a topic of its own, and an
+        image that overtakes it has no points.
+        """
+        is_new = topic not in self._publishers
+        if is_new:
+            policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
             self._publishers[topic] = self.tester.create_publisher(
-                type(message), topic, QoSProfile(depth=1, reliability=reliability)
+                type(message), topic, QoSProfile(depth=1, reliability=policy)
             )
-            publisher = self._publishers[topic]
-            wait_for(lambda: publisher.get_subscription_count() > 0, f'a subscriber of {topic}')
-        self._publishers[topic].publish(message)
+        publisher = self._publishers[topic]
+        if is_new:
+            self._wait_for_subscription(publisher, 'reliable' if reliable else 'best_effort')
+        publisher.publish(message)
+        if isinstance(message, CameraInfo):
+            self._repeat_until_known(publisher, message)
+
+    def _wait_for_subscription(self, publisher, reliability: str) -> None:
+        name = publisher.topic_name
+        wait_for(lambda: publisher.get_subscription_count() > 0, f'a subscriber of {name}')
+        if self.node.get_parameter('input_reliability').value == 'auto':
+            for source in self.node._inputs:
+                if source.image_topic == name:
+                    # The node follows the publishers four times a second.
+                    wait_for(lambda s=source: s.reliability == reliability, 'the right QoS')
+        wait_for(lambda: publisher.get_subscription_count() > 0, f'a subscriber of {name}')
+
+    def _repeat_until_known(self, publisher, message: CameraInfo) -> None:
+        for source in self.node._inputs:
+            if source.info_topic == publisher.topic_name:
+                for _ in range(50):
+                    if source._newest_info is not None and source._newest_info == message:
+                        return
+                    time.sleep(0.05)
+                    publisher.publish(message)
+                raise AssertionError(f'{publisher.topic_name} does not arrive')
 
     def stop_publishing(self, topic: str) -> None:
         """Withdraw a publisher of the tester."""

@@ -56,10 +56,8 @@ def graph():
 def test_outputs_carry_the_header_of_the_image_bit_for_bit(graph):
     topics = ('depth/image_rect', 'depth/camera_info', 'depth/image_color', 'points')
     got = [graph.listen(topic) for topic in topics]
-    graph.publish('camera_info', info_message())
     image = image_message(stamp_s=1234567890.123456789, frame_id='a_camera_optical_frame')
     graph.publish('camera_info', info_message(frame_id='a_camera_optical_frame'))
-    time.sleep(0.1)
     graph.publish('image', image)
     wait_for(lambda: all(got), 'all outputs')
     assert all(messages[0].header == image.header for messages in got)
@@ -103,7 +101,6 @@ def test_points_are_what_depth_image_proc_makes_of_depth_and_camera_info(camera,
             graph.listen(topic) for topic in ('depth/image_rect', 'depth/camera_info', 'points')
         )
         graph.publish('camera_info', camera(info_message()))
-        time.sleep(0.1)
         graph.publish('image', image_message())
         wait_for(lambda: depth and infos and clouds, 'all outputs')
     z, info = depth_of(depth[0]), infos[0]
@@ -196,7 +193,6 @@ def test_cameras_share_one_network_call():
         front, rear = (graph.listen(f'{name}/points') for name in ('front', 'rear'))
         graph.publish('front/camera_info', info_message())
         graph.publish('rear/camera_info', info_message(24, 32))
-        time.sleep(0.1)
         graph.publish('front/image', image_message())
         graph.publish('rear/image', image_message(24, 32))
         for _ in range(5):
@@ -242,7 +238,7 @@ def test_output_is_never_older_than_one_inference_and_one_period():
         assert len(ages_s) >= 0.8 * frames * period_s / inference_s
         longest_s = max(graph.model.took_s) + max(np.diff(published_s))
         assert ages_s[-1] < longest_s + 0.025, np.round(ages_s[-5:], 3)
-        assert np.median(ages_s) < inference_s + period_s + 0.01
+        assert np.median(ages_s) < inference_s + period_s + 0.025
         s = statistics
         assert 0.95 * frames <= s.received - before <= frames
         assert s.received == s.published + s.dropped + s.unwanted
@@ -337,7 +333,6 @@ def test_images_are_rectified_unless_they_are_already(topic, rectify, undistorte
     with Graph(rectify=rectify, cli_args=['--ros-args', '-r', f'image:={topic}']) as graph:
         depth, clouds = graph.listen('depth/image_rect'), graph.listen('points')
         graph.publish('camera_info', distorted_info())
-        time.sleep(0.1)
         wait_for(lambda: graph.publish(topic, image_message()) or (depth and clouds), 'outputs')
         assert np.isnan(depth_of(depth[-1])).any() == undistorted
         assert np.isfinite(depth_of(depth[-1])[24, 32])

@@ -54,7 +54,7 @@ def listen(node, topic: str, kind: type) -> list:
 
 def start(source: Path, **parameters: object) -> subprocess.Popen:
     """Start a player that waits for a subscriber."""
-    parameters = {'source': source, 'wait_for_subscriber': True, 'start_delay_s': 0.5} | parameters
+    parameters = {'source': source, 'wait_for_subscribers': 1, 'start_delay_s': 0.5} | parameters
     arguments = [a for k, v in parameters.items() for a in ('-p', f'{k}:={v}')]
     return subprocess.Popen([*PLAYER, '--ros-args', *arguments], stderr=subprocess.PIPE, text=True)
 
@@ -140,7 +140,7 @@ def test_player_ends_with_one_line_at_a_mistake(recording, parameters, says):
 
 def test_player_ends_with_code_1_if_nothing_can_be_read(tmp_path):
     (tmp_path / '1.png').write_bytes(b'no picture')
-    player = start(tmp_path, wait_for_subscriber=False)
+    player = start(tmp_path, wait_for_subscribers=0)
     _, log = player.communicate(timeout=120)
     assert player.returncode == 1 and 'no frame of it can be read' in log
     assert 'Traceback' not in log

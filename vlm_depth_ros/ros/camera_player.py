@@ -41,8 +41,8 @@ PARAMETERS = {
     'frame_id': ('camera_optical_frame', 'Frame of the images: x right, y down, z forward.'),
     'stamp': ('now', "now: time of publication; source: the source's own stamps."),
     'image_transport': ('raw', 'raw publishes image; compressed image/compressed (JPEG).'),
-    'wait_for_subscriber': (False, 'Do not start before somebody subscribes to the images.'),
-    'start_delay_s': (0.0, 'Wait so long before the first frame (after the first subscriber).'),
+    'wait_for_subscribers': (0, 'Do not start before so many have subscribed to the images.'),
+    'start_delay_s': (0.0, 'Wait so long before the first frame (after the subscribers).'),
     'distortion': (
         [0.0] * 5,
         'D of the camera_info: k1 k2 p1 p2 k3 (plumb_bob) or eight (rational_polynomial).',
@@ -119,7 +119,11 @@ class CameraPlayer(Node):
         for name, choices in choices_of.items():
             value = self._value(name)
             require(value in choices, f'{name} = {value!r}: expected one of {", ".join(choices)}.')
-        for name, high in (('rate_hz', 1000.0), ('start_delay_s', 3600.0), ('count', math.inf)):
+        limits = {
+            'rate_hz': 1000.0, 'start_delay_s': 3600.0, 'count': math.inf,
+            'wait_for_subscribers': 100,
+        }  # fmt: skip
+        for name, high in limits.items():
             value = self._value(name)
             require(0 <= value <= high, f'{name} = {value}: expected 0 to {high:g}.')
         fov_deg, d = self._value('horizontal_fov_deg'), self._value('distortion')
@@ -208,10 +212,10 @@ class CameraPlayer(Node):
     def _play(self) -> None:
         try:
             first = self._next()
-            if self._value('wait_for_subscriber'):
-                while self._image_publisher.get_subscription_count() == 0:
-                    if self._closing.wait(0.05):
-                        return
+            wanted = self._value('wait_for_subscribers')
+            while self._image_publisher.get_subscription_count() < wanted:
+                if self._closing.wait(0.05):
+                    return
             if not self._closing.wait(self._value('start_delay_s')):
                 self._play_from(first)
                 self._stop.request()

@@ -134,7 +134,11 @@ def start_node(args: argparse.Namespace):
 
 def start_player(args: argparse.Namespace, rate_hz: float, count: int):
     """The camera player as a process; `count` 0 plays until it is stopped."""
-    values = {'source': args.source, 'rate_hz': rate_hz, 'loop': 'true', 'count': count}
+    values = {
+        'source': args.source, 'rate_hz': rate_hz, 'loop': 'true', 'count': count,
+        # Node and recorder discover a new player one after the other.
+        'wait_for_subscribers': 2, 'start_delay_s': 0.5,
+    }  # fmt: skip
     ros_args = [part for k, v in values.items() for part in ('-p', f'{k}:={v}')]
     return start('camera_player', 'camera_player', ros_args, args.out)
 
