@@ -54,7 +54,7 @@ def listen(node, topic: str, kind: type) -> list:
 
 def start(source: Path, **parameters: object) -> subprocess.Popen:
     """Start a player that waits for a subscriber."""
-    parameters = {'source': source, 'wait_for_subscribers': 1, 'start_delay_s': 0.5} | parameters
+    parameters = {'source': source, 'wait_for_subscribers': 1, 'start_delay_s': 1.5} | parameters
     arguments = [a for k, v in parameters.items() for a in ('-p', f'{k}:={v}')]
     return subprocess.Popen([*PLAYER, '--ros-args', *arguments], stderr=subprocess.PIPE, text=True)
 

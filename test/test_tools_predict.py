@@ -5,7 +5,7 @@ from desk_sets import CAMERA, frame, write_set, write_weights
 import numpy as np
 import pytest
 from vlm_depth_ros.core.estimator import DepthEstimator
-from vlm_depth_ros.files.bags import write_frames
+from vlm_depth_ros.files.bag_messages import write_frames
 from vlm_depth_ros.files.clouds import read_ply
 from vlm_depth_ros.files.images import load_as_stored, load_rgb, save_png
 from vlm_depth_ros.files.source import open_source
