@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from vlm_depth_ros.tools.losses import correlation, log_gradient, silog
+from vlm_depth_ros.tools.losses import correlation, log_gradient, relative, silog
 
 
 @pytest.fixture
@@ -78,3 +78,12 @@ def test_correlation_ignores_offset_and_gain_of_a_channel():
     assert correlation(-teacher, teacher).item() == pytest.approx(2, abs=2e-3)
     stranger = torch.randn((4, 3, 16, 16), generator=rng)
     assert correlation(stranger, teacher).item() == pytest.approx(1, abs=0.1)
+
+
+def test_relative_is_abs_rel_over_the_valid_pixels():
+    truth = torch.tensor([[[[1.0, 2.0], [4.0, float('nan')]]]])
+    depth = torch.tensor([[[[1.5, 1.0], [4.0, 9.0]]]], requires_grad=True)
+    loss = relative(depth, truth, torch.isfinite(truth))
+    assert abs(loss.item() - (0.5 + 0.5 + 0.0) / 3) < 1e-6
+    loss.backward()
+    assert torch.isfinite(depth.grad).all() and depth.grad[0, 0, 1, 1] == 0

@@ -42,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         '--param', action='append', default=[], metavar='NAME:=VALUE',
         help='any other parameter of the node, such as cloud_stride:=1; may be repeated',
     )  # fmt: skip
+    parser.add_argument(
+        '--rate-hz', type=float, default=0.0,
+        help='play at this rate instead of at the rate that the warm-up finds',
+    )  # fmt: skip
     return guarded('demo', run, parser.parse_args(argv))
 
 
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             with console.status('starting the node'):
                 wait_for_node(recorder, node, args.out)
             reached_hz = _warm_up(recorder, args)
-            rate_hz = max(LEAST_HZ, SHARE * reached_hz)
+            rate_hz = args.rate_hz or max(LEAST_HZ, SHARE * reached_hz)
             console.print(
                 f'the warm-up reached {reached_hz:.1f} Hz; playing {frames} images at '
                 f'{rate_hz:.1f} Hz'
@@ -162,18 +166,23 @@ def check_alive(process: subprocess.Popen, name: str, out: Path) -> None:
 
 
 def wait_for_node(recorder, node: subprocess.Popen, out: Path) -> None:
-    """Until the depth node subscribes to the images, which it does once it is active."""
-    end_s = time.monotonic() + START_TIMEOUT_S
+    """Until the depth node subscribes to the images, which it does once it is active.
+
+    Raises:
+        InputError: If it ended, could not be configured, or took too long.
+    """
+    log, end_s = out / 'depth_node.log', time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end_s:
         spin(recorder, 0.2)
         check_alive(node, 'depth_node', out)
         readers = recorder.get_subscriptions_info_by_topic('image')
         if any(info.node_name == 'depth_node' for info in readers):
             return
-    log = (out / 'depth_node.log').read_text(errors='replace').strip().splitlines()
-    raise InputError(
-        f'the node was not active after {START_TIMEOUT_S:.0f} s: {log[-1] if log else "no output"}'
-    )
+        # The node itself lives on and waits for better parameters; nobody here will set them.
+        _, refused, reason = log.read_text(errors='replace').partition('Cannot configure: ')
+        if refused:
+            raise InputError(f'the node refuses: {reason.splitlines()[0]}')
+    raise InputError(f'the node was not active after {START_TIMEOUT_S:.0f} s; see {log}')
 
 
 def _warm_up(recorder, args: argparse.Namespace) -> float:

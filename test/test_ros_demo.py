@@ -1,0 +1,65 @@
+"""The demo as a stranger runs it: real processes, a recording, a table, a verdict."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import cv2
+from desk_sets import write_set
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
+pytest.importorskip('torch', reason='the node needs a network')
+from vlm_depth_ros.files import bags  # noqa: E402
+
+
+def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run one of our modules to its end."""
+    domain = str(os.getpid() % 90 + 110)
+    environment = os.environ | {'ROS_DOMAIN_ID': domain}
+    command = [sys.executable, '-m', f'vlm_depth_ros.{module}', *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_demo_records_a_run_that_its_report_accepts(tmp_path):
+    """Every image comes back as a cloud, stamps are the images' own, and the figures are there."""
+    source, out = write_set(tmp_path / 'set', [1.5, 2.0, 2.5]), tmp_path / 'out'
+    done = run('ros.demo', '--source', source, '--out', out)
+    assert done.returncode == 0, done.stderr
+    done = run('tools.cli', 'report', out / 'depth.mcap', '--out', out, '--check')
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((out / 'summary.json').read_text())
+    assert summary['frames_in'] >= 100
+    assert summary['frames_out'] >= 0.9 * summary['frames_in']
+    assert summary['points_out'] > 0 and summary['rate_hz'] > 5
+    assert 0 < summary['latency_ms']['p50'] <= summary['latency_ms']['p99'] < 2000
+    assert (summary['weights'], summary['device']) == ('pocket', 'cpu')
+    assert 0 < summary['abs_rel'] < 10
+    picture = cv2.imread(str(out / 'frames.png'))
+    assert picture is not None and np.ptp(picture) > 100
+    with bags.BagReader(out / 'depth.mcap') as bag:
+        topics = {t.name for t in bag.topics}
+    inputs, outputs = {'/image', '/camera_info'}, {'/depth/image_rect', '/depth/camera_info'}
+    assert inputs | outputs | {'/points'} <= topics
+
+
+@pytest.mark.parametrize(
+    'arguments, says',
+    [
+        (('--source', 'nowhere'), 'demo: nowhere: does not exist'),
+        (('--source', '{set}', '--weights', 'nothing.safetensors'), 'nothing.safetensors'),
+    ],
+    ids=['source', 'weights'],
+)
+def test_demo_says_in_one_line_what_is_wrong(arguments, says, tmp_path):
+    """A mistake ends it with exit code 1, and no recording is left."""
+    source = write_set(tmp_path / 'set', [2.0])
+    given = [a.format(set=source) for a in arguments]
+    done = run('ros.demo', *given, '--out', tmp_path / 'out')
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith('demo: ')]
+    assert len(lines) == 1 and says in lines[0]
+    assert not list(Path(tmp_path / 'out').glob('*.mcap'))
