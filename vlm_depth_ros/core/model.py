@@ -106,6 +106,7 @@ def save_model(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, {METADATA_KEY: json.dumps(asdict(card))})
+        partial.chmod(0o644)  # safetensors writes for the owner's eyes only
         partial.replace(path)
     except (OSError, SafetensorError) as err:
         raise WeightsError(
