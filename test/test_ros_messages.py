@@ -14,11 +14,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from vlm_depth_ros.core.errors import InputError  # noqa: E402
 from vlm_depth_ros.core.geometry import CameraIntrinsics  # noqa: E402
+from vlm_depth_ros.files.bag_arrays import camera_model  # noqa: E402
 from vlm_depth_ros.ros.encodings import LAYOUTS, MAX_SIDE_PX  # noqa: E402
 from vlm_depth_ros.ros.messages import (  # noqa: E402
     byte_array,
     camera_info_message,
-    camera_model_of,
     cloud_message,
     compressed_to_rgb,
     image_message,
@@ -223,7 +223,7 @@ def test_camera_model_of_takes_every_field():
     message.binning_x, message.binning_y = 2, 4
     message.roi.x_offset, message.roi.y_offset = 10, 20
     message.roi.width, message.roi.height, message.roi.do_rectify = 320, 240, True
-    camera = camera_model_of(message)
+    camera = camera_model(message)
     assert camera.d == (0.1, -0.2, 0.01, 0.02, 0.3) and camera.distortion_model == 'plumb_bob'
     assert camera.k == tuple(message.k) and camera.p == tuple(message.p)
     assert camera.expected_image_hw == (60, 160)
@@ -232,7 +232,7 @@ def test_camera_model_of_takes_every_field():
 
 def test_camera_model_of_refuses_a_zero_focal_length():
     with pytest.raises(InputError, match='focal lengths'):
-        camera_model_of(CameraInfo(height=480, width=640))
+        camera_model(CameraInfo(height=480, width=640))
 
 
 @pytest.fixture(scope='module')
@@ -262,7 +262,7 @@ def test_messages_say_what_was_packed(packed):
     values = np.frombuffer(depth.data, '<f4').reshape(depth.height, depth.width)
     assert values[0, 0] == 1 and values[-1, -1] == 5
     assert (info.height, info.width, list(info.d)) == (480, 640, [0.0] * 5)
-    assert camera_model_of(info).intrinsics(rectified=True).fx_px == 500.0
+    assert camera_model(info).intrinsics(rectified=True).fx_px == 500.0
     assert [(f.name, f.offset, f.datatype, f.count) for f in cloud.fields] == [
         ('x', 0, 7, 1), ('y', 4, 7, 1), ('z', 8, 7, 1), ('rgb', 12, 7, 1),
     ]  # fmt: skip

@@ -41,8 +41,6 @@ from vlm_depth_ros.core.preprocess import (
 
 log = logging.getLogger(__name__)
 
-WANTS = frozenset({'depth', 'points', 'color'})
-"""Outputs that `DepthEstimator.process` can pack."""
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
@@ -71,6 +69,7 @@ class Frame:
     rectify: bool = True
     """Undo the distortion of `camera`, if it has one."""
     wants: frozenset = frozenset({'depth'})
+    """Any of ``depth``, ``points``, ``color``."""
 
     @property
     def needs_warp(self) -> bool:

@@ -10,7 +10,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraModel
-from vlm_depth_ros.ros.messages import camera_model_of, compressed_to_rgb, image_to_rgb
+from vlm_depth_ros.files.bag_arrays import camera_model
+from vlm_depth_ros.ros.messages import compressed_to_rgb, image_to_rgb
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -130,7 +131,7 @@ class CameraInput:
         if self._known_info is None or not _same_camera(info, self._known_info):
             self._known_info = info
             try:
-                self._known_model = camera_model_of(info)
+                self._known_model = camera_model(info)
             except InputError as err:
                 self._known_model = err
         if isinstance(self._known_model, InputError):

@@ -11,7 +11,6 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.geometry import CameraModel, RegionOfInterest
 from vlm_depth_ros.files.images import decode_rgb
 from vlm_depth_ros.ros.encodings import decode, LAYOUTS, StoredImage, tight_rows
 
@@ -52,27 +51,6 @@ def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
             'png). Subscribe to the compressed topic of the colour image.'
         )
     return decode_rgb(message.data, 'compressed image')
-
-
-def camera_model_of(message: CameraInfo) -> CameraModel:
-    """Return the camera that a camera_info describes.
-
-    Raises:
-        InputError: If it is not calibrated, contradicts itself, or its lens model is unknown.
-    """
-    roi = message.roi
-    return CameraModel(
-        width_px=message.width,
-        height_px=message.height,
-        distortion_model=message.distortion_model,
-        d=tuple(message.d),
-        k=tuple(message.k),
-        r=tuple(message.r),
-        p=tuple(message.p),
-        binning_x=message.binning_x,
-        binning_y=message.binning_y,
-        roi=RegionOfInterest(roi.x_offset, roi.y_offset, roi.height, roi.width, roi.do_rectify),
-    )
 
 
 def image_message(packed: 'PackedImage', header: Header) -> Image:

@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
@@ -77,8 +76,7 @@ class Recorder(Node):
             InputError: If the file cannot be written.
         """
         note = serialize_message(String(data=json.dumps(run)))
-        distro = 'kilted' if hasattr(rclpy, 'InitContextManager') else 'humble'
-        with BagWriter(path, distro=distro, compress=True) as bag:
+        with BagWriter(path, compress=True) as bag:
             bag.add(RUN_TOPIC, 'std_msgs/msg/String', note, time.time_ns())
             for topic, kind, arrival_ns, cdr in self._kept:
                 bag.add(topic, _type_name(kind), cdr, arrival_ns)
