@@ -6,9 +6,12 @@ are drawn.
 """
 
 from collections.abc import Iterator
+from functools import partial
 import logging
 import math
+import multiprocessing
 from numbers import Integral
+import os
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +51,8 @@ def render_set(
 ) -> int:
     """Write a `pairs.csv` folder of single pictures.
 
-    Picture `i` depends on the seed, its number and the options, not on `count`.
+    Picture `i` depends on the seed, its number and the options, not on `count`. Every CPU draws, in
+    a spawned process: a script of yours calls this under ``if __name__ == '__main__'``.
 
     Args:
         out_dir: A new or empty folder.
@@ -73,16 +77,28 @@ def render_set(
 
 
 def _set_frames(count, hw, seed, fov_deg, views_per_scene) -> Iterator[SourceFrame]:
-    scene = None
-    for number in range(count):
-        if number % views_per_scene == 0:
-            rng = np.random.default_rng([seed, 0, number // views_per_scene])
-            scene = random_scene(rng, rng.choice(list(_SHARES), p=list(_SHARES.values())))
+    """The pictures in order; rooms are drawn side by side, one process a CPU."""
+    draw = partial(_room_frames, count, hw, seed, fov_deg, views_per_scene)
+    rooms = range(math.ceil(count / views_per_scene))
+    # Spawned: a forked child of a process with threads may hang.
+    pool = multiprocessing.get_context('spawn').Pool
+    with pool(min(len(os.sched_getaffinity(0)), len(rooms))) as workers:
+        for frames in workers.imap(draw, rooms):
+            yield from frames
+
+
+def _room_frames(count, hw, seed, fov_deg, views_per_scene, room) -> list[SourceFrame]:
+    rng = np.random.default_rng([seed, 0, room])
+    scene = random_scene(rng, rng.choice(list(_SHARES), p=list(_SHARES.values())))
+    frames = []
+    first = room * views_per_scene
+    for number in range(first, min(first + views_per_scene, count)):
         rng = np.random.default_rng([seed, 1, number])
         scene.sensor = Sensor.random(rng)
         pose, camera = random_camera(rng, scene, hw, fov_deg)
         rgb, depth_m = scene.render(pose, camera, rng)
-        yield SourceFrame(rgb, None, camera, depth_m, f'synthetic {number}')
+        frames.append(SourceFrame(rgb, None, camera, depth_m, f'synthetic {number}'))
+    return frames
 
 
 def render_clip(
