@@ -58,7 +58,8 @@ setup(
             'ros-common-interfaces==5.3.6',
             'ros-lifecycle-msgs==2.0.3',
         ],
-        'test': ['pytest>=7'],
+        # transformers: the towers are compared with its own CLIP and SigLIP.
+        'test': ['pytest>=7', 'transformers>=4.45'],
         'lint': ['ruff>=0.9,<1'],
         # The feature teacher of the tower's first training stage is an ONNX file.
         'train': ['onnxruntime>=1.17'],

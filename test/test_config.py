@@ -39,7 +39,7 @@ def test_model_config_survives_json(config):
 
 @pytest.mark.parametrize(('options', 'message'), [
     ({'devise': 'cpu'}, "file: 'devise' is not an option. Did you mean 'device'?"),
-    ({'zzz': 1}, "file: 'zzz' is not an option. Options: device, precision, compile."),
+    ({'zzz': 1}, "file: 'zzz' is not an option. Options: device, precision, compile"),
     ({3: 1}, 'file: 3 is not an option. Options'),
     (['device'], 'file: expected a mapping of options, got list.'),
 ])  # fmt: skip

@@ -97,7 +97,8 @@ def test_version_is_the_packages(capsys):
 
 def test_every_verb_has_a_module_and_a_summary():
     for verb, (_, summary) in arguments.VERBS.items():
-        assert (ROOT / 'vlm_depth_ros' / 'tools' / f'{verb}.py').is_file()
+        module = verb.replace('-', '_')
+        assert (ROOT / 'vlm_depth_ros' / 'tools' / f'{module}.py').is_file()
         assert summary and not summary.endswith('.')
 
 

@@ -4,9 +4,9 @@ Only the vision tower is ever built; nothing here can read text.
 """
 
 from collections.abc import Iterable
-import hashlib
+from dataclasses import replace
+from pathlib import Path
 
-from open_clip.model import _build_vision_tower, CLIPVisionCfg
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.layers import resample_abs_pos_embed
@@ -15,12 +15,15 @@ from torch import nn
 import torch.nn.functional as F
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
 from vlm_depth_ros.core.features import BackboneSpec, Features
+from vlm_depth_ros.core.tower_module import adopted_tower, build_tower, native_hw
+from vlm_depth_ros.core.tower_naming import PROJECTION, state_sha256
 from vlm_depth_ros.core.towers import (
     check_activation,
     normalisation,
     own_tower_config,
     published_state,
     tower_config,
+    tower_state,
 )
 
 
@@ -32,9 +35,13 @@ class Backbone(nn.Module):
         input_hw: Network input size; None takes the tower's own. Positions of a transformer are
             interpolated once to fit it.
         pretrained: open_clip tag; it fixes normalisation and is checked, not loaded here.
+        activation: One of `ACTIVATIONS` in all blocks of a timm tower; None: as open_clip has it.
+        module: A tower of this architecture that somebody else owns. It is used as it is, not
+            copied, moved or trained, only put into evaluation mode.
 
     Raises:
-        ConfigError: If the name, the tag or the input size does not fit.
+        ConfigError: If the name, the tag, the activation or the input size does not fit, or
+            `module` is another tower.
     """
 
     def __init__(
@@ -42,21 +49,32 @@ class Backbone(nn.Module):
         tower: str,
         input_hw: tuple[int, int] | None = None,
         pretrained: str | None = None,
+        activation: str | None = None,
+        module: nn.Module | None = None,
     ):
         super().__init__()
         config = tower_config(tower)
         check_activation(tower, pretrained)
-        vision = CLIPVisionCfg(**config['vision_cfg'])
-        self.tower = _build_vision_tower(
-            config['embed_dim'], vision, config.get('quick_gelu', False)
-        )
-        native = vision.image_size
-        native = (native, native) if isinstance(native, int) else tuple(native)
+        native = native_hw(tower)
         input_hw = tuple(input_hw) if input_hw else native
+        self.is_shared = module is not None
+        self._published_sha256 = None
+        if module is None:
+            self.tower = build_tower(tower, activation)
+        else:
+            self.tower = adopted_tower(module, tower, activation)
+            native = self._positions_hw() or input_hw
         self._forward = self._choose_forward()
         if not self._is_hierarchical and input_hw != native:
+            if self.is_shared:
+                raise ConfigError(
+                    f'the given tower {tower!r} takes {native} input, but {input_hw} is needed. '
+                    'Build it for that size, or let the weights file load a tower of its own.'
+                )
             self._resize_positions(tower, input_hw)
         self.spec = self._probe(tower, config, input_hw, normalisation(tower, pretrained))
+        if self.is_shared:
+            self.eval()
         multiple = self.spec.size_multiple
         if any(n % multiple for n in input_hw):
             raise ConfigError(
@@ -100,34 +118,63 @@ class Backbone(nn.Module):
         return self._forward(image, layers, want_embedding)
 
     def state_sha256(self) -> str:
-        """SHA-256 over the tower's state: for each sorted key its name and its raw bytes."""
+        """SHA-256 over the live state: for each sorted key its name and its raw bytes."""
         return state_sha256(self.tower.state_dict())
 
-    def load_published(self, tag: str | None) -> None:
-        """Fill the tower with the weights that open_clip publishes under `tag`.
+    def frozen_sha256(self) -> str:
+        """SHA-256 over what maps and ``pooled`` depend on, as it was published.
+
+        In float32, in open_clip's names, with the positions of the native size and without the
+        final projection: the same for every file and input size of one tower.
+        """
+        return self._published_sha256 or _frozen_sha256(self.tower.state_dict())
+
+    def load_published(self, tag: str | None, file: str | Path = '') -> None:
+        """Fill the tower from `file`, else with the weights that open_clip publishes under `tag`.
 
         Raises:
             WeightsError: If there is no tag, no file and no way to fetch one, or it does not fit.
         """
-        state, path = published_state(self.spec.tower, tag)
+        if file:
+            state, path = tower_state(file), file
+        else:
+            state, path = published_state(self.spec.tower, tag)
         self.load_native_state(state, str(path))
 
     def load_native_state(self, state: dict[str, torch.Tensor], where: str) -> None:
         """Load a published state; its square grid of positions is fitted to this input size.
 
+        A state without the final projection loads too; the tower then refuses to embed.
+
         Raises:
             WeightsError: If the tensors do not fit; the tower is left as it was.
         """
-        state, expected = self._with_fitting_positions(state), self.tower.state_dict()
+        self.load_embedded_state(self._with_fitting_positions(state), where)
+        self._published_sha256 = _frozen_sha256(state)
+
+    def load_embedded_state(self, state: dict[str, torch.Tensor], where: str) -> None:
+        """Load a state whose positions have this input size already.
+
+        Raises:
+            WeightsError: If the tensors do not fit; the tower is left as it was.
+        """
+        expected = self.tower.state_dict()
+        has_projection = PROJECTION in state
+        if not has_projection:
+            expected.pop(PROJECTION, None)
         wrong = sorted(set(expected) ^ set(state)) or [
             k for k in expected if expected[k].shape != state[k].shape
         ]
         if wrong:
             raise WeightsError(
                 f'{where}: does not fit tower {self.spec.tower!r}: {len(wrong)} tensors differ '
-                f'({", ".join(wrong[:3])}, …).'
+                f'({", ".join(wrong[:3])}, …). It is another tower or input size, or incomplete.'
             )
+        if self._forward == self._native_vit and not has_projection:
+            self.tower.proj = None
+            self.spec = replace(self.spec, embedding_width=None)
         self.tower.load_state_dict(state)
+        self._published_sha256 = None
 
     def _with_fitting_positions(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self._forward == self._native_vit:
@@ -148,6 +195,14 @@ class Backbone(nn.Module):
             return state | {key: resize_position_grid(state[key], (side, side), grid)}
         fitting = resample_abs_pos_embed(state[key], grid, num_prefix_tokens=num_prefix)
         return state | {key: fitting}
+
+    def _positions_hw(self) -> tuple[int, int] | None:
+        """Input size that the positions of a transformer are for now."""
+        if isinstance(self.tower, VisionTransformer):
+            return tuple(self.tower.image_size)
+        embed = getattr(getattr(self.tower, 'trunk', None), 'patch_embed', None)
+        size = getattr(embed, 'img_size', None)
+        return tuple(size) if size else None
 
     @property
     def _is_hierarchical(self) -> bool:
@@ -296,13 +351,8 @@ def resize_position_grid(
     return torch.cat([token, grid[0].flatten(1).T])
 
 
-def state_sha256(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over a state: for each sorted key its name and its tensor's raw bytes."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(key.encode())
-        digest.update(state[key].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _frozen_sha256(state: dict[str, torch.Tensor]) -> str:
+    return state_sha256({k: v for k, v in state.items() if k != PROJECTION})
 
 
 def _blocks(layers: list[int]) -> list[int]:

@@ -89,6 +89,9 @@ class ModelConfig:
     """Camera the depth scale belongs to; None means unknown: no focal correction."""
     preprocess: str = 'squash-bicubic-v1'
     """Name and version of the preprocessing in ``core.preprocess``."""
+    tower_activation: str | None = None
+    """``gelu_tanh`` where the tower was trained with it and open_clip builds another (SigLIP as
+    Hugging Face runs it); None: as open_clip builds it."""
 
     def __post_init__(self):
         """Check names, sizes and ranges."""
@@ -136,6 +139,9 @@ class RuntimeConfig:
     """``auto`` is fp32 on the CPU and fp16 on CUDA."""
     compile: str = 'auto'
     """``torch.compile``; ``auto`` is off until it is measured to pay."""
+    tower_weights: str = ''
+    """File with the frozen tower, in open_clip's or Hugging Face's naming. Empty: what the weights
+    file embeds, else the towers folder, else open_clip's download."""
 
     def __post_init__(self):
         """Check every choice."""

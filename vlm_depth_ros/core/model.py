@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -21,9 +22,13 @@ from vlm_depth_ros.core.errors import ConfigError, WeightsError
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.heads.registry import build_head
 from vlm_depth_ros.core.preprocess import check_version
+from vlm_depth_ros.core.tower_naming import hugging_face_clip_sha256
+
+log = logging.getLogger(__name__)
 
 METADATA_KEY = 'vlm_depth_ros'
 FORMAT = 1
+HUGGING_FACE = 'huggingface:'
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Card:
     model: dict
     """`ModelConfig` as plain values."""
     tower_sha256: str
+    """`Backbone.frozen_sha256`; with the prefix `HUGGING_FACE` the hash that transformers' state
+    of the tower has; empty where the head came without a record of its tower."""
     tower_embedded: bool
     licence: str = 'not stated'
     """Terms of the weights, which are not those of the code."""
@@ -47,17 +54,27 @@ class Card:
 class DepthModel(nn.Module):
     """Tower and head; ``model(image)`` is the whole network."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, tower: Backbone | nn.Module | None = None):
+        """Build the network; `tower` is one to share instead of building one (`load_model`)."""
         super().__init__()
         check_version(config.preprocess)
         self.config = config
-        self.backbone = Backbone(config.tower, config.input_hw, config.pretrained)
+        self.backbone = tower if isinstance(tower, Backbone) else Backbone(
+            config.tower, config.input_hw, config.pretrained, config.tower_activation, tower
+        )
         self.head = build_head(config.head, self.backbone.spec)
         self.card: Card | None = None
 
-    def forward(self, image: torch.Tensor) -> HeadOutput:
-        """(B, 3, h, w) normalised image to depth in metres at the head's size."""
-        return self.head(self.backbone(image, self.head.layers))
+    def forward(self, image: torch.Tensor, want_embedding: bool = False) -> HeadOutput:
+        """(B, 3, h, w) normalised image to depth in metres at the head's size.
+
+        With `want_embedding`, ``extras['embedding']`` is the tower's (B, E) image embedding.
+        """
+        features = self.backbone(image, self.head.layers, want_embedding)
+        found = self.head(features)
+        if want_embedding:
+            found.extras['embedding'] = features.embedding
+        return found
 
     def freeze_tower(self) -> None:
         """Declare the tower frozen: no gradients, evaluation mode, also while the head trains."""
@@ -80,8 +97,19 @@ def save_model(
     licence: str = 'not stated',
     notice: str = '',
     training: dict | None = None,
+    tower_sha256: str | None = None,
 ) -> Card:
     """Write one weights file, complete or not at all; training-only heads stay out of it.
+
+    Args:
+        path: File to write.
+        model: The network.
+        name: What it is called.
+        embed_tower: Put the tower into the file.
+        licence: Terms of the weights.
+        notice: One line for people who start it.
+        training: How it was made.
+        tower_sha256: What `Card` says of the tower, if not that of the tower at hand.
 
     Raises:
         WeightsError: If the file cannot be written (full disk, no permission).
@@ -90,8 +118,10 @@ def save_model(
     if 'aux_heads' in model.head.Config.__dataclass_fields__:
         head_options['aux_heads'] = False
     config = model.config.to_dict() | {'head': head_options}
+    if tower_sha256 is None:
+        tower_sha256 = model.backbone.frozen_sha256()
     card = Card(
-        name, config, model.backbone.state_sha256(), embed_tower, licence, notice, training or {}
+        name, config, tower_sha256, embed_tower, licence, notice, training or {}
     )
     tensors = {
         f'head.{k}': v.contiguous()
@@ -173,11 +203,23 @@ def read_card(path: Path) -> Card:
         raise WeightsError(f'{path}: its record cannot be read ({err}).') from err
 
 
-def load_model(name_or_path: str | Path) -> DepthModel:
+def load_model(
+    name_or_path: str | Path,
+    tower: Backbone | nn.Module | None = None,
+    tower_weights: str | Path = '',
+) -> DepthModel:
     """Read a weights file strictly: every tensor fits, the tower is the one it was trained on.
 
+    Args:
+        name_or_path: Shipped name or file.
+        tower: One that somebody else owns and keeps using: a `Backbone`, an open_clip image
+            tower, or a model with such a one as ``visual``. None: built here, and filled from the
+            weights file itself, else from `tower_weights`, else as published.
+        tower_weights: File with the tower, in open_clip's or Hugging Face's naming.
+
     Returns:
-        The network on the CPU in evaluation mode, its tower frozen, ``model.card`` filled.
+        The network on the CPU (a shared tower stays where it is) in evaluation mode, its tower
+        frozen, ``model.card`` filled.
 
     Raises:
         WeightsError: If the file is missing, damaged, foreign, incomplete, or for another tower.
@@ -185,9 +227,31 @@ def load_model(name_or_path: str | Path) -> DepthModel:
     path = find_weights(name_or_path)
     card = read_card(path)
     try:
-        model = DepthModel(ModelConfig.from_dict(card.model, str(path)))
+        config = ModelConfig.from_dict(card.model, str(path))
+        _check_spec(tower, config)
+        model = DepthModel(config, tower)
     except ConfigError as err:
         raise WeightsError(f'{path}: describes a network that cannot be built: {err}') from err
+    groups = _read_tensors(path)
+    load_head(model.head, groups['head'], f'{path}: head')
+    if bool(groups['tower']) != card.tower_embedded:
+        raise WeightsError(
+            f'{path}: has {len(groups["tower"])} tower tensors, but its record says that the '
+            f'tower is {"" if card.tower_embedded else "not "}embedded. The file was edited; '
+            'write it again.'
+        )
+    if tower is None and card.tower_embedded:
+        model.backbone.load_embedded_state(groups['tower'], f'{path}: tower')
+    elif tower is None:
+        model.backbone.load_published(model.config.pretrained, tower_weights)
+    _check_tower(model.backbone, card, path)
+    model.card = card
+    if tower is None:
+        model.freeze_tower()
+    return model.eval()
+
+
+def _read_tensors(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     groups: dict[str, dict[str, torch.Tensor]] = {'head': {}, 'tower': {}}
     try:
         with safe_open(path, 'pt') as file:
@@ -198,30 +262,43 @@ def load_model(name_or_path: str | Path) -> DepthModel:
                 groups[group][rest] = file.get_tensor(key)
     except (SafetensorError, OSError) as err:
         raise WeightsError(f'{path}: damaged ({err}). Fetch it again.') from err
-    _load_strictly(model.head, groups['head'], f'{path}: head')
-    if card.tower_embedded:
-        _load_strictly(model.backbone.tower, groups['tower'], f'{path}: tower')
-    elif groups['tower']:
-        raise WeightsError(
-            f'{path}: has {len(groups["tower"])} tower tensors, but its record says that the '
-            'tower is not embedded. The file was edited; write it again.'
-        )
-    else:
-        model.backbone.load_published(model.config.pretrained)
-    found = model.backbone.state_sha256()
-    if found != card.tower_sha256:
-        raise WeightsError(
-            f'{path}: its head was trained on another tower (SHA-256 {card.tower_sha256[:12]}…, '
-            f'here {found[:12]}…). Use the tower {model.config.tower!r}, tag '
-            f'{model.config.pretrained!r}, that it names.'
-        )
-    model.card = card
-    model.freeze_tower()
-    return model.eval()
+    return groups
 
 
-def _load_strictly(module: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
-    expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+def _check_spec(tower: Backbone | nn.Module | None, config: ModelConfig) -> None:
+    """Refuse a given `Backbone` that is not the one that the config names."""
+    if isinstance(tower, Backbone):
+        spec, wanted = tower.spec, (config.tower, tuple(config.input_hw))
+        if (spec.tower, tuple(spec.input_hw)) != wanted:
+            raise ConfigError(
+                f'the given backbone is {spec.tower!r} for {spec.input_hw} input, the file needs '
+                f'{wanted[0]!r} for {wanted[1]}.'
+            )
+
+
+def _check_tower(backbone: Backbone, card: Card, path: Path) -> None:
+    expected, found = card.tower_sha256, {backbone.frozen_sha256()}
+    if not expected:
+        log.warning('%s does not say which weights its tower had: not checked.', path)
+        return
+    if expected.startswith(HUGGING_FACE):
+        expected = expected.removeprefix(HUGGING_FACE)
+        found = hugging_face_clip_sha256(backbone.tower.state_dict())
+    if expected not in found:
+        raise WeightsError(
+            f'{path}: its head was trained on another tower (SHA-256 {expected[:12]}…, '
+            f'here {min(found)[:12]}…). Use the tower {card.model["tower"]!r}, tag '
+            f'{card.model.get("pretrained")!r}, that it names.'
+        )
+
+
+def load_head(head: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Load a head's tensors strictly.
+
+    Raises:
+        WeightsError: If one is missing, unknown or of another shape; the head is left as it was.
+    """
+    expected = {k: tuple(v.shape) for k, v in head.state_dict().items()}
     missing = sorted(set(expected) - set(state))
     unexpected = sorted(set(state) - set(expected))
     misfit = [k for k in expected if k in state and tuple(state[k].shape) != expected[k]]
@@ -231,4 +308,4 @@ def _load_strictly(module: nn.Module, state: dict[str, torch.Tensor], where: str
                 f'{where} {problem} {len(keys)} tensors ({", ".join(keys[:3])}, …). The file '
                 'belongs to another version or network.'
             )
-    module.load_state_dict(state)
+    head.load_state_dict(state)

@@ -18,6 +18,10 @@ from open_clip.pretrained import (
 from safetensors import safe_open
 import torch
 from vlm_depth_ros.core.errors import ConfigError, WeightsError
+from vlm_depth_ros.core.tower_naming import image_tower_keys, to_open_clip
+
+SUFFIXES = ('.safetensors', '.bin', '.pt')
+"""Of tower files; the first that lies there is read."""
 
 
 def own_tower_config(name: str) -> dict | None:
@@ -84,17 +88,18 @@ def published_state(tower: str, tag: str | None) -> tuple[dict[str, torch.Tensor
     """Read pretrained tower weights: a file put there by hand, else open_clip's download.
 
     Returns:
-        The image tower's tensors under their own names, and the file they came from.
+        The image tower's tensors under open_clip's names, and the file they came from.
 
     Raises:
         WeightsError: If there is no tag, no file and no way to fetch one, or it cannot be read.
     """
     if tag is None:
         raise WeightsError(
-            f'tower {tower!r} has neither embedded weights nor a pretrained tag to fetch.'
+            f'tower {tower!r} has neither embedded weights nor a pretrained tag to fetch: name a '
+            'file with its weights (tower_weights).'
         )
     wanted = towers_folder() / f'{tower}.{tag}'
-    here = [p for s in ('.safetensors', '.bin', '.pt') if (p := Path(f'{wanted}{s}')).is_file()]
+    here = [p for s in SUFFIXES if (p := Path(f'{wanted}{s}')).is_file()]
     entry = get_pretrained_cfg(tower, tag)
     try:
         path = here[0] if here else Path(download_pretrained(entry))
@@ -104,23 +109,36 @@ def published_state(tower: str, tag: str | None) -> tuple[dict[str, torch.Tensor
             source = f'open_clip_model.safetensors of {source[:-1]} (Hugging Face)'
         raise WeightsError(
             f'weights of tower {tower!r}, tag {tag!r}, could not be fetched '
-            f'({type(err).__name__}). Copy {source} to {wanted}.safetensors (or .bin).'
+            f'({type(err).__name__}). Copy {source} to {wanted}.safetensors (or .bin, .pt).'
         ) from err
+    return tower_state(path), path
+
+
+def tower_state(path: Path) -> dict[str, torch.Tensor]:
+    """Read the image tower from a local file in open_clip's or Hugging Face's naming.
+
+    Tensors of a text tower stay on the disk where the format allows it (``.safetensors``).
+
+    Raises:
+        WeightsError: If there is no such file, it cannot be read, or is a pickle with code in it.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f'tower weights {path}: no such file. Expected a {" or ".join(SUFFIXES)} file with an '
+            "image tower in open_clip's or Hugging Face's naming."
+        )
     try:
-        return _visual_state(path), path
+        if path.suffix == '.safetensors':
+            with safe_open(path, 'pt') as file:
+                wanted = image_tower_keys(file.keys())
+                state = {name: file.get_tensor(key) for key, name in wanted.items()}
+        else:
+            found = load_state_dict(str(path), weights_only=True)
+            state = {name: found[key] for key, name in image_tower_keys(found).items()}
+        return to_open_clip(state)
     except Exception as err:
-        raise WeightsError(f'{path}: not a readable tower file ({err}). Fetch it again.') from err
-
-
-def _visual_state(path: Path) -> dict[str, torch.Tensor]:
-    """The image tower's part of a published file; tensors of a text tower stay on the disk."""
-    prefix = 'visual.'
-    if path.suffix == '.safetensors':
-        with safe_open(path, 'pt') as file:
-            return {
-                k.removeprefix(prefix): file.get_tensor(k)
-                for k in file.keys()
-                if k.startswith(prefix)
-            }
-    state = load_state_dict(str(path), weights_only=True)
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        reason = str(err) or type(err).__name__
+        raise WeightsError(
+            f'{path}: not a readable tower file ({reason}). Fetch it again.'
+        ) from err

@@ -65,6 +65,12 @@ class NodeParams:
     compile: str = _param(
         _RUNTIME['compile'], UNCONFIGURED, 'Run the network by torch.compile.', choices=COMPILES
     )
+    tower_weights: str = _param(
+        _RUNTIME['tower_weights'],
+        UNCONFIGURED,
+        'File with the frozen tower, where the model does not embed it (open_clip or Hugging Face '
+        'naming); empty: the towers folder, else a download.',
+    )
     cameras: tuple[str, ...] = _param(
         ('',),
         UNCONFIGURED,

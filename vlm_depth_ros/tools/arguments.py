@@ -81,6 +81,34 @@ def predict(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def import_weights(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth import-weights``."""
+    parser.add_argument('method', choices=('space-clip',), help='whose code wrote it')
+    parser.add_argument('checkpoint', type=Path, help=".pt as the authors' code saves it")
+    parser.add_argument('out', type=Path, help='weights file to write (.safetensors)')
+    parser.add_argument(
+        '--max-depth', type=float, metavar='M',
+        help='far end of the range (default: what the checkpoint says, else 10)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--camera', help='camera it was trained for: nyu, kitti or FX,FY,W,H in pixels'
+    )
+    parser.add_argument(
+        '--taps', choices=('early', 'middle', 'late'),
+        help='structural taps, where the checkpoint does not say (default early)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--tower', help='hub name of the tower, such as google/siglip-base-patch16-224, where '
+        'the checkpoint does not hold it',
+    )  # fmt: skip
+    parser.add_argument(
+        '--tower-weights', type=Path, help='file with that tower (open_clip or Hugging Face names)'
+    )
+    parser.add_argument(
+        '--embed-tower', action='store_true', help='put the tower into the file: needs no other'
+    )
+
+
 def _model(parser: ArgumentParser) -> None:
     parser.add_argument('--weights', default='pocket', help='shipped name or file')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
@@ -93,6 +121,7 @@ VERBS = {
     'report': (report, 'table and pictures of a recording made by the node'),
     'train': (train, 'train a head (or our own small tower and a head) by a YAML recipe'),
     'synthetic': (synthetic, 'render rooms with exact depth, as a training set or a clip'),
+    'import-weights': (import_weights, 'checkpoints of other code, as weights files'),
     'models': (models, 'what weights, heads and towers there are'),
 }
 """Verb: (flags, summary); ``vlm_depth_ros.tools.<verb>.run(args)`` does it."""

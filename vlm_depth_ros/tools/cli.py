@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     try:
-        return import_module(f'vlm_depth_ros.tools.{args.verb}').run(args)
+        return import_module(f'vlm_depth_ros.tools.{args.verb.replace("-", "_")}').run(args)
     except VlmDepthError as err:
         if args.debug:
             raise

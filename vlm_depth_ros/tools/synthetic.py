@@ -51,8 +51,8 @@ def render_set(
 ) -> int:
     """Write a `pairs.csv` folder of single pictures.
 
-    Picture `i` depends on the seed, its number and the options, not on `count`. Every CPU draws, in
-    a spawned process: a script of yours calls this under ``if __name__ == '__main__'``.
+    Picture `i` depends on the seed, its number and the options, not on `count`. Every CPU draws,
+    in a spawned process: a script calls this under ``if __name__ == '__main__'``.
 
     Args:
         out_dir: A new or empty folder.

@@ -1,0 +1,103 @@
+"""``vlm-depth import-weights``: checkpoints that other people's code wrote, as weights files.
+
+Foreign files are read as data: a pickle that holds more than tensors and plain values is refused.
+"""
+
+import argparse
+from collections.abc import Mapping
+from contextlib import nullcontext
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+import torch
+from vlm_depth_ros.core.config import TrainingCamera
+from vlm_depth_ros.core.errors import ConfigError, WeightsError
+from vlm_depth_ros.tools.import_space_clip import import_space_clip
+
+log = logging.getLogger(__name__)
+
+METHODS = {'space-clip': import_space_clip}
+CAMERAS = {
+    # NYU Depth V2's colour camera, whole frame (Silberman's toolbox: 518.86, 519.47 at 640x480).
+    'nyu': TrainingCamera(518.8579 / 640, 519.4696 / 480),
+    # KITTI's P_rect_02 (721.54 px), of which the authors' code trains on crops of 704x352.
+    'kitti': TrainingCamera(721.5377 / 704, 721.5377 / 352),
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what ``vlm-depth import-weights`` was asked for; the exit code."""
+    if args.out.is_dir():
+        raise ConfigError(f'{args.out}: is a folder; name the weights file to write.')
+    card = METHODS[args.method](
+        read_checkpoint(args.checkpoint),
+        args.out,
+        source=args.checkpoint.name,
+        max_depth_m=args.max_depth,
+        camera=training_camera(args.camera),
+        taps=args.taps,
+        tower=args.tower,
+        tower_weights=args.tower_weights,
+        embed_tower=args.embed_tower,
+    )
+    log.info('%s: %s on %s, %s', args.out, card.model['head']['name'], card.model['tower'],
+             'its tower inside' if card.tower_embedded else
+             f"whose weights {card.model['pretrained']!r} are not inside")  # fmt: skip
+    for line in card.training['notes']:
+        log.warning('%s', line)
+    return 0
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a ``.pt``, ``.bin`` or ``.safetensors`` file holds, without running any of it.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, no mapping, or a pickle with code in it.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file. Expected a checkpoint of the authors' code.")
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        with _numpy_scalars():
+            found = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as err:  # torch.load fails in many ways
+        raise WeightsError(
+            f'{path}: not read. It is damaged, or holds more than tensors and plain values, which '
+            f'could run code ({str(err).splitlines()[0][:120]}). Save its state_dict alone.'
+        ) from err
+    if not isinstance(found, Mapping):
+        raise WeightsError(
+            f'{path}: holds a {type(found).__name__}, expected a mapping of tensors (state_dict).'
+        )
+    return dict(found)
+
+
+def _numpy_scalars():
+    """Let numbers of NumPy's types pass, as training logs inside checkpoints have them."""
+    allow = getattr(torch.serialization, 'safe_globals', None)  # torch 2.5 and newer
+    if allow is None:
+        return nullcontext()
+    scalar = np.float64(0).__reduce__()[0]
+    return allow([scalar, np.dtype, *(type(np.dtype(k)) for k in ('f8', 'f4', 'i8', 'i4', '?'))])
+
+
+def training_camera(text: str | None) -> TrainingCamera | None:
+    """The camera of ``--camera``: a name of `CAMERAS`, or FX,FY,W,H in pixels.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if text is None or text in CAMERAS:
+        return CAMERAS.get(text)
+    try:
+        fx_px, fy_px, width_px, height_px = (float(v) for v in text.split(','))
+        return TrainingCamera(fx_px / width_px, fy_px / height_px)
+    except (ValueError, ZeroDivisionError) as err:
+        raise ConfigError(
+            f'--camera {text!r}: expected {", ".join(CAMERAS)} or FX,FY,W,H in pixels, such as '
+            '518.9,519.5,640,480.'
+        ) from err
