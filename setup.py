@@ -42,6 +42,7 @@ setup(
         'timm>=1.0.17',
         'torch>=2.1',
         'safetensors>=0.4',
+        'huggingface_hub>=0.20',
         'rosbags>=0.10.4,<0.12',
         'rich>=12',
         'PyYAML>=5.4',
@@ -58,11 +59,14 @@ setup(
             'ros-common-interfaces==5.3.6',
             'ros-lifecycle-msgs==2.0.3',
         ],
-        # transformers: the towers are compared with its own CLIP and SigLIP.
-        'test': ['pytest>=7', 'transformers>=4.45'],
+        # transformers: the towers are compared with its own CLIP and SigLIP. The last two write
+        # NYU Depth V2's files, to be read back.
+        'test': ['pytest>=7', 'transformers>=4.45', 'h5py>=3.8', 'scipy>=1.11'],
         'lint': ['ruff>=0.9,<1'],
         # The feature teacher of the tower's first training stage is an ONNX file.
         'train': ['onnxruntime>=1.17'],
+        # NYU Depth V2 as published: an HDF5 file, and a MATLAB 5 file with the official split.
+        'datasets': ['h5py>=3.8', 'scipy>=1.11'],
     },
     entry_points={
         'console_scripts': [

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from towers import build, HIERARCHICAL, picture, PLAIN, shared, TAG, TOWERS
 from vlm_depth_ros.core import towers as towers_module
-from vlm_depth_ros.core.backbone import Backbone, resize_position_grid
+from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
+from vlm_depth_ros.core.tower_module import resize_position_grid
 from vlm_depth_ros.core.tower_naming import state_sha256
 from vlm_depth_ros.core.towers import check_activation
 
@@ -403,7 +404,7 @@ def test_without_network_and_file_the_error_names_the_file_and_its_place(monkeyp
     with pytest.raises(WeightsError) as caught:
         build('tiny-vit').load_published(TAG)
     message = str(caught.value)
-    assert 'open_clip_model.safetensors of vlm-depth-test/tiny-vit' in message
+    assert 'open_clip_model.safetensors of https://huggingface.co/vlm-depth-test/' in message
     assert f'to {tmp_path}/tiny-vit.{TAG}.safetensors' in message
 
 

@@ -9,13 +9,19 @@ from pathlib import Path
 
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
-from timm.layers import resample_abs_pos_embed
 import torch
 from torch import nn
 import torch.nn.functional as F
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
 from vlm_depth_ros.core.features import BackboneSpec, Features
-from vlm_depth_ros.core.tower_module import adopted_tower, build_tower, native_hw
+from vlm_depth_ros.core.tower_module import (
+    adopted_tower,
+    build_tower,
+    fitted_positions,
+    native_hw,
+    positions_hw,
+    resize_position_grid,
+)
 from vlm_depth_ros.core.tower_naming import PROJECTION, state_sha256
 from vlm_depth_ros.core.towers import (
     check_activation,
@@ -63,7 +69,7 @@ class Backbone(nn.Module):
             self.tower = build_tower(tower, activation)
         else:
             self.tower = adopted_tower(module, tower, activation)
-            native = self._positions_hw() or input_hw
+            native = positions_hw(self.tower) or input_hw
         self._forward = self._choose_forward()
         if not self._is_hierarchical and input_hw != native:
             if self.is_shared:
@@ -149,7 +155,7 @@ class Backbone(nn.Module):
         Raises:
             WeightsError: If the tensors do not fit; the tower is left as it was.
         """
-        self.load_embedded_state(self._with_fitting_positions(state), where)
+        self.load_embedded_state(fitted_positions(self.tower, state), where)
         self._published_sha256 = _frozen_sha256(state)
 
     def load_embedded_state(self, state: dict[str, torch.Tensor], where: str) -> None:
@@ -175,34 +181,6 @@ class Backbone(nn.Module):
             self.spec = replace(self.spec, embedding_width=None)
         self.tower.load_state_dict(state)
         self._published_sha256 = None
-
-    def _with_fitting_positions(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if self._forward == self._native_vit:
-            key, grid = 'positional_embedding', self.tower.grid_size
-        elif self._forward == self._timm_vit:
-            key, grid = 'trunk.pos_embed', self.tower.trunk.patch_embed.grid_size
-        else:
-            return state
-        own = self.tower.state_dict().get(key)
-        if own is None or key not in state:
-            return state
-        num_prefix = own.shape[-2] - grid[0] * grid[1]  # class and register tokens
-        num_cells = state[key].shape[-2] - num_prefix
-        side = round(max(num_cells, 0) ** 0.5)
-        if side**2 != num_cells or (side, side) == tuple(grid):
-            return state
-        if self._forward == self._native_vit:
-            return state | {key: resize_position_grid(state[key], (side, side), grid)}
-        fitting = resample_abs_pos_embed(state[key], grid, num_prefix_tokens=num_prefix)
-        return state | {key: fitting}
-
-    def _positions_hw(self) -> tuple[int, int] | None:
-        """Input size that the positions of a transformer are for now."""
-        if isinstance(self.tower, VisionTransformer):
-            return tuple(self.tower.image_size)
-        embed = getattr(getattr(self.tower, 'trunk', None), 'patch_embed', None)
-        size = getattr(embed, 'img_size', None)
-        return tuple(size) if size else None
 
     @property
     def _is_hierarchical(self) -> bool:
@@ -339,16 +317,6 @@ class Backbone(nn.Module):
             mean=normalisation[0],
             std=normalisation[1],
         )
-
-
-def resize_position_grid(
-    positions: torch.Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]
-) -> torch.Tensor:
-    """Interpolate (1 + h*w, C) positions to another grid, bicubic; the class token stays."""
-    token, grid = positions[:1], positions[1:]
-    grid = grid.T.unflatten(1, old_hw)[None]
-    grid = F.interpolate(grid, size=new_hw, mode='bicubic', align_corners=False)
-    return torch.cat([token, grid[0].flatten(1).T])
 
 
 def _frozen_sha256(state: dict[str, torch.Tensor]) -> str:

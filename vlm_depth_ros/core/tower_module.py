@@ -4,10 +4,11 @@ from functools import partial
 
 from open_clip.model import _build_vision_tower, CLIPVisionCfg
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import QuickGELU
-from timm.layers import Mlp
+from open_clip.transformer import QuickGELU, VisionTransformer
+from timm.layers import Mlp, resample_abs_pos_embed
 import torch
 from torch import nn
+import torch.nn.functional as F
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.tower_naming import PROJECTION
 from vlm_depth_ros.core.towers import tower_config
@@ -89,6 +90,45 @@ def adopted_tower(module: nn.Module, name: str, activation: str | None = None) -
             f'{", ".join(wants)}. Build it by that open_clip name.'
         )
     return module.eval()
+
+
+def positions_hw(tower: nn.Module) -> tuple[int, int] | None:
+    """Input size that a transformer's positions are for now; None where there are none."""
+    if isinstance(tower, VisionTransformer):
+        return tuple(tower.image_size)
+    size = getattr(getattr(getattr(tower, 'trunk', None), 'patch_embed', None), 'img_size', None)
+    return tuple(size) if size else None
+
+
+def fitted_positions(
+    tower: nn.Module, state: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A published state with its square grid of positions fitted to the grid of `tower`."""
+    own = tower.state_dict()
+    key = next((k for k in _POSITIONS if k in own and k in state), None)
+    if key is None:
+        return state
+    is_native = isinstance(tower, VisionTransformer)
+    grid = tower.grid_size if is_native else tower.trunk.patch_embed.grid_size
+    num_prefix = own[key].shape[-2] - grid[0] * grid[1]  # class and register tokens
+    num_cells = state[key].shape[-2] - num_prefix
+    side = round(max(num_cells, 0) ** 0.5)
+    if side**2 != num_cells or (side, side) == tuple(grid):
+        return state
+    if is_native:
+        return state | {key: resize_position_grid(state[key], (side, side), grid)}
+    fitting = resample_abs_pos_embed(state[key], grid, num_prefix_tokens=num_prefix)
+    return state | {key: fitting}
+
+
+def resize_position_grid(
+    positions: torch.Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]
+) -> torch.Tensor:
+    """Interpolate (1 + h*w, C) positions to another grid, bicubic; the class token stays."""
+    token, grid = positions[:1], positions[1:]
+    grid = grid.T.unflatten(1, old_hw)[None]
+    grid = F.interpolate(grid, size=new_hw, mode='bicubic', align_corners=False)
+    return torch.cat([token, grid[0].flatten(1).T])
 
 
 def _activations(tower: nn.Module) -> list[str]:

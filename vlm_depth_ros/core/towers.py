@@ -3,11 +3,14 @@
 A config of our own in ``assets/`` counts as a name too. Text towers are not read.
 """
 
+from dataclasses import dataclass
 from importlib import resources
 import json
+import logging
 import os
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 import open_clip
 from open_clip.factory import load_state_dict
 from open_clip.pretrained import (
@@ -20,8 +23,12 @@ import torch
 from vlm_depth_ros.core.errors import ConfigError, WeightsError
 from vlm_depth_ros.core.tower_naming import image_tower_keys, to_open_clip
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = ('.safetensors', '.bin', '.pt')
 """Of tower files; the first that lies there is read."""
+HUB_NAMES = ('open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
+"""What open_clip calls the file in a repository of Hugging Face's hub; it asks in this order."""
 
 
 def own_tower_config(name: str) -> dict | None:
@@ -40,7 +47,8 @@ def tower_config(name: str) -> dict:
     if config is None:
         raise ConfigError(
             f'tower {name!r} is unknown. Expected an open_clip architecture such as '
-            'ViT-B-16-quickgelu, ViT-B-16-SigLIP or MobileCLIP2-S0 (vlm-depth models lists them).'
+            'ViT-B-16-quickgelu, ViT-B-16-SigLIP or MobileCLIP2-S0; vlm-depth models --all lists '
+            'them.'
         )
     return config
 
@@ -98,18 +106,16 @@ def published_state(tower: str, tag: str | None) -> tuple[dict[str, torch.Tensor
             f'tower {tower!r} has neither embedded weights nor a pretrained tag to fetch: name a '
             'file with its weights (tower_weights).'
         )
-    wanted = towers_folder() / f'{tower}.{tag}'
-    here = [p for s in SUFFIXES if (p := Path(f'{wanted}{s}')).is_file()]
-    entry = get_pretrained_cfg(tower, tag)
+    file = _tower_file(tower, tag)
+    if file.here:
+        return tower_state(file.here), file.here
+    log.info('Fetching the tower %s, %s, from %s.', tower, tag, file.page)
     try:
-        path = here[0] if here else Path(download_pretrained(entry))
+        path = Path(download_pretrained(get_pretrained_cfg(tower, tag)))
     except Exception as err:  # every network library fails in its own way
-        source = entry.get('hf_hub') or entry.get('url')
-        if source.endswith('/'):  # a repository, in which the file has open_clip's own name
-            source = f'open_clip_model.safetensors of {source[:-1]} (Hugging Face)'
         raise WeightsError(
             f'weights of tower {tower!r}, tag {tag!r}, could not be fetched '
-            f'({type(err).__name__}). Copy {source} to {wanted}.safetensors (or .bin, .pt).'
+            f'({type(err).__name__}). Copy {file.name} of {file.page} to {file.copy_to}.'
         ) from err
     return tower_state(path), path
 
@@ -142,3 +148,46 @@ def tower_state(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f'{path}: not a readable tower file ({reason}). Fetch it again.'
         ) from err
+
+
+@dataclass(frozen=True)
+class TowerFile:
+    """The file with a tower's published weights under one tag: where it is, or comes from."""
+
+    tag: str
+    name: str
+    """What it is called where it is published."""
+    page: str
+    """Address of the repository that holds it; it says under which licence."""
+    copy_to: Path
+    """Where a copy is found without a network."""
+    here: Path | None
+    """What would be read now without a network: a copy, or an earlier download."""
+
+
+def tower_names() -> list[str]:
+    """Every architecture that `tower_config` knows, our own first."""
+    own = (resources.files('vlm_depth_ros') / 'assets').iterdir()
+    own = sorted(entry.name.removesuffix('.json') for entry in own if entry.name.endswith('.json'))
+    return [*own, *open_clip.list_models()]
+
+
+def tower_files(tower: str) -> list[TowerFile]:
+    """The published weights of a tower, one file for each of its tags; none for our own."""
+    return [_tower_file(tower, tag) for tag in list_pretrained_tags_by_model(tower)]
+
+
+def _tower_file(tower: str, tag: str) -> TowerFile:
+    repository, name = os.path.split(get_pretrained_cfg(tower, tag)['hf_hub'])
+    names = (name,) if name else HUB_NAMES
+    wanted = towers_folder() / f'{tower}.{tag}'
+    places = [wanted.with_name(f'{wanted.name}{suffix}') for suffix in SUFFIXES]
+    cached = [try_to_load_from_cache(repository, n) for n in names]
+    places += [Path(path) for path in cached if isinstance(path, str)]
+    return TowerFile(
+        tag=tag,
+        name=names[0],
+        page=f'https://huggingface.co/{repository}',
+        copy_to=wanted.with_name(f'{wanted.name}{Path(names[0]).suffix}'),
+        here=next((p for p in places if p.is_file()), None),
+    )

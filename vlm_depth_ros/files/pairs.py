@@ -54,6 +54,10 @@ class Pair:
         height, width = image_hw
         return CameraIntrinsics(self.fx_px, self.fy_px, self.cx_px, self.cy_px, width, height)
 
+    def load_rgb(self) -> np.ndarray:
+        """Read the image file alone, as `load_rgb`."""
+        return load_rgb(self.rgb)
+
     def load_depth_m(self) -> np.ndarray:
         """Read the depth file alone, as `load_depth_m`."""
         return load_depth_m(self.depth, self.depth_units_per_metre)
@@ -64,7 +68,7 @@ class Pair:
         Raises:
             InputError: If one is damaged, or they differ in size.
         """
-        rgb = load_rgb(self.rgb)
+        rgb = self.load_rgb()
         depth_m = self.load_depth_m()
         if depth_m.shape != rgb.shape[:2]:
             raise InputError(
@@ -80,8 +84,12 @@ class Pair:
         )
 
 
-def read_pairs(folder: str | Path) -> list[Pair]:
+def read_pairs(folder: str | Path, *, must_exist: bool = True) -> list[Pair]:
     """Read pairs.csv of `folder`; extra columns are ignored, empty lines skipped.
+
+    Args:
+        folder: Holds pairs.csv.
+        must_exist: Whether a row whose files are missing is refused now, or when it is loaded.
 
     Raises:
         InputError: If the file is missing or empty, a column or a named file is missing, or a
@@ -101,7 +109,7 @@ def read_pairs(folder: str | Path) -> list[Pair]:
                     f'{",".join(COLUMNS)}.'
                 )
             for row in rows:
-                pairs.append(_pair(path, rows.line_num, row))
+                pairs.append(_pair(path, rows.line_num, row, must_exist))
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise InputError(f'{path}: cannot be read as CSV in UTF-8 ({err}).') from err
     if not pairs:
@@ -213,14 +221,14 @@ def _store(frame: SourceFrame, units_per_metre: float) -> tuple[np.ndarray, int]
     return units.astype(np.uint16), int(is_far.sum())
 
 
-def _pair(path: Path, line: int, row: dict) -> Pair:
+def _pair(path: Path, line: int, row: dict, must_exist: bool) -> Pair:
     where = f'{path}, line {line}'
     if None in row or None in row.values():
         raise InputError(f'{where}: has not as many columns as line 1.')
     files = []
     for column in ('rgb', 'depth'):
         file = path.parent / row[column].strip()
-        if not row[column].strip() or not file.is_file():
+        if not row[column].strip() or (must_exist and not file.is_file()):
             raise InputError(f'{where}: {column} = {row[column]!r}: no such file.')
         files.append(file)
     numbers = {c: _number(where, c, row[c]) for c in COLUMNS[2:7]}

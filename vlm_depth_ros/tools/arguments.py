@@ -16,6 +16,10 @@ def train(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--resume', action='store_true', help='go on from OUT.resume, written at every check'
     )
+    parser.add_argument(
+        '--check', action='store_true',
+        help='first read all images and depth; list what is wrong by file name, then exit 1',
+    )  # fmt: skip
 
 
 def evaluate(parser: ArgumentParser) -> None:
@@ -66,7 +70,20 @@ def report(parser: ArgumentParser) -> None:
 
 def models(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth models``."""
-    parser.add_argument('--json', type=Path, help='write the list here')
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument('tower', nargs='?', help='one architecture, such as ViT-B-16-SigLIP')
+    which.add_argument('--all', action='store_true', help='names of every architecture')
+    parser.add_argument('--json', type=Path, help='write the same here')
+
+
+def doctor(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth doctor``."""
+    parser.add_argument('weights', help='shipped name or file')
+    parser.add_argument(
+        '--tower-weights', default='', metavar='FILE',
+        help='file with its tower, where the weights file does not hold it',
+    )  # fmt: skip
+    parser.add_argument('--json', type=Path, help='write the findings here')
 
 
 def predict(parser: ArgumentParser) -> None:
@@ -122,6 +139,7 @@ VERBS = {
     'train': (train, 'train a head (or our own small tower and a head) by a YAML recipe'),
     'synthetic': (synthetic, 'render rooms with exact depth, as a training set or a clip'),
     'import-weights': (import_weights, 'checkpoints of other code, as weights files'),
-    'models': (models, 'what weights, heads and towers there are'),
+    'models': (models, 'weights, heads and towers: sizes, licences, what to copy where'),
+    'doctor': (doctor, 'examine a weights file: tower, tensors, text, camera, an answer'),
 }
 """Verb: (flags, summary); ``vlm_depth_ros.tools.<verb>.run(args)`` does it."""

@@ -7,7 +7,7 @@ head away and trains a fresh one, as for every other tower.
 """
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 import logging
 import math
 from pathlib import Path
@@ -22,6 +22,7 @@ from vlm_depth_ros.core.model import DepthModel, save_model
 from vlm_depth_ros.core.preprocess import to_camera_grid
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.tools.augment import AugmentConfig, random_views
+from vlm_depth_ros.tools.check_data import is_clean
 from vlm_depth_ros.tools.datasets import CachedSet, load_set, SetConfig
 from vlm_depth_ros.tools.losses import log_gradient, relative, silog
 from vlm_depth_ros.tools.metrics import depth_metrics, mean_metrics, NYU_CROP
@@ -35,7 +36,10 @@ def run(args: argparse.Namespace) -> int:
     """Train by a recipe."""
     if args.out.is_dir():
         raise InputError(f'{args.out}: is a folder; name the weights file to write.')
-    train(read_recipe(args.recipe), args.data, args.out, args.resume)
+    config = read_recipe(args.recipe)
+    if args.check and not is_clean(config, args.data):
+        return 1
+    train(config, args.data, args.out, args.resume)
     return 0
 
 
@@ -262,8 +266,10 @@ class _StageRun:
 
 def _load_sets(config: TrainConfig, data: Path, progress) -> tuple[list[CachedSet], CachedSet]:
     options = [*config.sets, config.select]
+    entries = [from_mapping(SetConfig, s, f'{config.name}.sets') for s in options]
+    entries[-1] = replace(entries[-1], in_memory=True)  # read whole at every check
     found = []
-    for entry in (from_mapping(SetConfig, s, f'{config.name}.sets') for s in options):
+    for entry in entries:
         task = progress.add_task(f'reading {entry.folder}', total=None, note='')
         found.append(
             load_set(entry, data, config.cache_hw, lambda t=task: progress.advance(t))
