@@ -1,6 +1,6 @@
 """Flags of every verb, apart from the verbs' modules, so that ``--help`` imports no torch."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, BooleanOptionalAction
 from pathlib import Path
 
 from vlm_depth_ros.core.config import PRECISIONS
@@ -26,17 +26,26 @@ def evaluate(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth evaluate``."""
     _model(parser)
     parser.add_argument(
-        '--data', type=Path, required=True, help='folder with pairs.csv (image, depth, camera)'
-    )
+        '--data', type=Path, required=True,
+        help='folder with pairs.csv (image, depth, camera), or another set of docs/data.md',
+    )  # fmt: skip
+    parser.add_argument('--format', help='kind of set, where DATA could be several')
     parser.add_argument('--rows', help='half-open row ranges A:B[,C:D]; all by default')
     parser.add_argument(
         '--protocol', choices=('nyu', 'kitti', 'full'), default='full', help='crop and range'
+    )
+    parser.add_argument(
+        '--flip', action='store_true', help='average with the prediction of the mirrored image'
     )
     parser.add_argument(
         '--blind-from', type=Path, help='fit the blind rows on this folder instead of on the '
         'rows of DATA that are not judged',
     )  # fmt: skip
     parser.add_argument('--json', type=Path, help='write the result here')
+    parser.add_argument(
+        '--html', type=Path, metavar='DIR',
+        help='write DIR/report.html, with charts and pictures, and DIR/worst.png',
+    )  # fmt: skip
 
 
 def synthetic(parser: ArgumentParser) -> None:
@@ -89,9 +98,23 @@ def doctor(parser: ArgumentParser) -> None:
 def predict(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth predict``."""
     parser.add_argument('source', type=Path, help='pairs.csv folder, images, video or bag')
-    parser.add_argument('out', type=Path, help='folder for depth/ (mm), color/ and cloud/')
+    parser.add_argument('out', type=Path, help='folder for depth/ (16 bit, mm) and what is asked')
     _model(parser)
-    parser.add_argument('--ply', action='store_true', help='also a coloured cloud per image')
+    parser.add_argument(
+        '--npy', action='store_true', help='also npy/: float32 metres, NaN = none'
+    )
+    parser.add_argument('--ply', action='store_true', help='also cloud/: a coloured cloud each')
+    parser.add_argument(
+        '--video', action=BooleanOptionalAction,
+        help='coloured depth as one color.mp4 instead of color/ (default: of a video)',
+    )  # fmt: skip
+    camera = parser.add_mutually_exclusive_group()
+    camera.add_argument(
+        '--camera', metavar='FX,FY,CX,CY', help='pinhole of the images in pixels, for clouds and '
+        'focal correction (default: their own, of pairs.csv or a bag)',
+    )  # fmt: skip
+    camera.add_argument('--fov-deg', type=float, help='their horizontal field of view instead')
+    parser.add_argument('--topic', help='image topic of a bag (default: the first)')
     parser.add_argument(
         '--range-m', type=float, nargs=2, metavar=('NEAR', 'FAR'),
         help='depths of the first and the last colour (default: the range of the weights)',

@@ -5,166 +5,170 @@ depth. A model that does not beat them sees nothing.
 """
 
 import argparse
-from dataclasses import dataclass
 import json
+import logging
+from pathlib import Path
+from typing import Any
 
-import cv2
-import numpy as np
 from vlm_depth_ros.core.config import RuntimeConfig
-from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.files.atomic import atomic_file
-from vlm_depth_ros.files.pairs import Pair, read_pairs
+from vlm_depth_ros.files.images import save_png
+from vlm_depth_ros.tools.blind import fit_blind
 from vlm_depth_ros.tools.datasets import parse_rows, select_rows
-from vlm_depth_ros.tools.metrics import depth_metrics, mean_metrics, Protocol, PROTOCOLS
-from vlm_depth_ros.tools.progress import steps
+from vlm_depth_ros.tools.html_report import html_report, metres_range
+from vlm_depth_ros.tools.judging import judge, Judgement
+from vlm_depth_ros.tools.metrics import PROTOCOLS
+from vlm_depth_ros.tools.rows import open_rows, Row
+from vlm_depth_ros.tools.sheets import judged_sheet
 
-BLIND_HW = (240, 320)
-"""Grid on which the per-pixel blind maps are averaged; resized to each image."""
+WORST = 10
+TYPICAL = 3
+"""Images around the median error that the report shows beside the worst."""
+SCENES_SHOWN = 10
+DIGITS = {'rmse': 3, 'silog': 2}
+"""Of the printed tables, where four are too many for 80 columns; JSON has all."""
 
-
-@dataclass(frozen=True)
-class BlindRows:
-    """Predictors that never look: fitted once, the same for every image."""
-
-    constant_m: float
-    """Median over images of the median depth."""
-    arithmetic_mean_m: np.ndarray
-    """(h, w) per-pixel mean."""
-    geometric_mean_m: np.ndarray
-    """(h, w) per-pixel exponential of the mean logarithm."""
-
-    def predictions(self, hw: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Depth of each row as (H, W) float32 metres."""
-        def at(map_m):
-            return cv2.resize(map_m, hw[::-1], interpolation=cv2.INTER_LINEAR)
-
-        return {
-            'constant': np.full(hw, self.constant_m, np.float32),
-            'arithmetic_mean': at(self.arithmetic_mean_m),
-            'geometric_mean': at(self.geometric_mean_m),
-        }
-
-
-def fit_blind(pairs: list[Pair], protocol: Protocol) -> BlindRows:
-    """Fit the blind predictors on measured depth.
-
-    Args:
-        pairs: The images to fit on; best none of the judged ones.
-        protocol: Its range limits which depths count; a pixel never measured gets the constant.
-
-    Raises:
-        InputError: If no depth was measured at all.
-    """
-    total, total_log, count = (np.zeros(BLIND_HW) for _ in range(3))
-    medians = []
-    for pair in steps(pairs, 'fitting the blind rows'):
-        depth = cv2.resize(
-            pair.load_depth_m(), BLIND_HW[::-1], interpolation=cv2.INTER_NEAREST_EXACT
-        )
-        with np.errstate(invalid='ignore'):
-            valid = (depth > protocol.min_depth_m) & (depth < protocol.max_depth_m)
-        if not valid.any():
-            continue
-        medians.append(np.median(depth[valid]))
-        total[valid] += depth[valid]
-        total_log[valid] += np.log(depth[valid])
-        count += valid
-    if not medians:
-        raise InputError('no depth was measured in the images for the blind rows.')
-    constant, seen = float(np.median(medians)), np.maximum(count, 1)
-    return BlindRows(
-        constant,
-        np.where(count > 0, total / seen, constant).astype(np.float32),
-        np.where(count > 0, np.exp(total_log / seen), constant).astype(np.float32),
-    )
-
-
-def evaluate(
-    estimator: DepthEstimator,
-    pairs: list[Pair],
-    protocol: Protocol,
-    blind_pairs: list[Pair],
-) -> dict:
-    """Judge a model on measured depth, at the measured size, each image counting once.
-
-    Args:
-        estimator: The model; it is given each image's camera.
-        pairs: Images to judge on.
-        protocol: Crop and range.
-        blind_pairs: Images that the blind predictors are fitted on.
-
-    Returns:
-        ``images``, and the nine metrics under ``unscaled``, ``median_scaled`` and, per blind
-        predictor, ``blind``.
-    """
-    blind = fit_blind(blind_pairs, protocol)
-    unscaled, scaled, rows = [], [], {}
-    for pair in steps(pairs, f'judging {estimator.name}'):
-        frame = pair.load()
-        depth_m = estimator(frame.rgb, frame.intrinsics).depth_m
-        try:
-            unscaled.append(depth_metrics(depth_m, frame.depth_m, protocol))
-        except InputError as err:
-            raise InputError(f'{pair.depth}: {err}') from err
-        scaled.append(depth_metrics(depth_m, frame.depth_m, protocol, median_scaled=True))
-        for name, guess in blind.predictions(frame.depth_m.shape).items():
-            rows.setdefault(name, []).append(depth_metrics(guess, frame.depth_m, protocol))
-    return {
-        'images': len(pairs),
-        'unscaled': mean_metrics(unscaled),
-        'median_scaled': mean_metrics(scaled),
-        'blind': {name: mean_metrics(found) for name, found in rows.items()},
-    }
+log = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, print the table, write the JSON."""
-    pairs = read_pairs(args.data)
-    rows = parse_rows(args.rows) if args.rows else []
-    judged = select_rows(pairs, rows)
-    if args.blind_from:
-        others, source = read_pairs(args.blind_from), str(args.blind_from)
-    else:
-        chosen = set(map(id, judged))
-        others = [p for p in pairs if id(p) not in chosen]
-        source = 'the other rows of the set'
-    if not others:
-        others, source = judged, 'the judged images themselves (in favour of the blind rows)'
+    """Evaluate, print the tables, write JSON and HTML; 1 if a row could not be judged."""
+    rows = open_rows(args.data, args.format)
+    judged = select_rows(rows, parse_rows(args.rows) if args.rows else [])
+    others, source = _blind_set(args, rows, judged)
+    protocol = PROTOCOLS[args.protocol]
     runtime = RuntimeConfig(device=args.device, precision=args.precision)
+    estimator = DepthEstimator.from_weights(args.weights, runtime)
+    failed = {}
+    blind = fit_blind(others, protocol, failed)
+    judgement = judge(estimator, judged, protocol, blind, flip=args.flip)
+    judgement.failed = failed | judgement.failed
     result = {
         'weights': str(args.weights),
         'data': str(args.data),
         'rows': args.rows or 'all',
         'protocol': args.protocol,
+        'flip': args.flip,
         'blind_fitted_on': source,
+        **judgement.as_dict(),
     }
-    estimator = DepthEstimator.from_weights(args.weights, runtime)
-    result |= evaluate(estimator, judged, PROTOCOLS[args.protocol], others)
-    _print_table(result)
+    _print_tables(result)
     if args.json:
         with atomic_file(args.json) as path:
             path.write_text(json.dumps(result, indent=2) + '\n')
-    return 0
+    if args.html:
+        _write_report(args.html, result, judgement, estimator)
+    for reason in judgement.failed.values():
+        log.error('left out: %s', reason)
+    return 1 if judgement.failed else 0
 
 
-def _print_table(result: dict) -> None:
+def _blind_set(
+    args: argparse.Namespace, rows: list[Row], judged: list[Row]
+) -> tuple[list[Row], str]:
+    """The rows that the blind predictors are fitted on, and what to call them."""
+    if args.blind_from:
+        return open_rows(args.blind_from), str(args.blind_from)
+    chosen = {row.number for row in judged}
+    others = [row for row in rows if row.number not in chosen]
+    if others:
+        return others, 'the other rows of the set'
+    return judged, 'the judged images themselves (in favour of the blind rows)'
+
+
+def _write_report(
+    place: Path, result: dict[str, Any], judgement: Judgement, estimator: DepthEstimator
+) -> None:
+    page = place if place.suffix == '.html' else place / 'report.html'
+    worst = judgement.worst(WORST)
+    ranked = judgement.worst(len(judgement.images))
+    middle = max(0, (len(ranked) - TYPICAL) // 2)
+    sheets = [
+        (heading, judged_sheet(estimator, images, judgement.best_blind, result['flip']))
+        for heading, images in (
+            (f'The worst {len(worst)}', worst),
+            ('Around the median error', ranked[middle : middle + TYPICAL]),
+        )
+    ]
+    save_png(page.parent / 'worst.png', sheets[0][1])
+    with atomic_file(page) as path:
+        path.write_text(html_report(result, judgement.ratios, sheets), encoding='utf-8')
+    log.info('%s', page)
+
+
+def _print_tables(result: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    names = ('abs_rel', 'rmse', 'log10', 'silog', 'delta1', 'delta2', 'delta3')
-    table = Table(title=f'{result["weights"]} on {result["images"]} images of {result["data"]}, '
-                        f'rows {result["rows"]}, protocol {result["protocol"]}')  # fmt: skip
-    for column in ('row', *names):
-        table.add_column(column)
-    rows = {'unscaled': result['unscaled'], 'median-scaled': result['median_scaled']}
-    blind = result['blind']
-    best = min(blind, key=lambda name: blind[name]['abs_rel'])
-    rows |= {f'blind: {name}': metrics for name, metrics in blind.items()}
-    for name, metrics in rows.items():
-        table.add_row(name, *(f'{metrics[m]:.4f}' for m in names))
+    def empty_table(first: str, *columns: str) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column(first, no_wrap=True)
+        for column in columns:
+            table.add_column(column, justify='right')
+        return table
+
     console = Console()
+    flipped = ', averaged with the mirrored image' if result['flip'] else ''
+    title = (
+        f'{result["weights"]} on {result["images"]} images of {result["data"]}, rows '
+        f'{result["rows"]}, protocol {result["protocol"]}{flipped}'
+    )
+    console.print(title, '\n', markup=False, soft_wrap=True)
+    names = ('abs_rel', 'rmse', 'log10', 'silog', 'delta1', 'delta2', 'delta3')
+    table = empty_table('row', *names)
+    rows = {'unscaled': result['unscaled'], 'median-scaled': result['median_scaled']}
+    rows |= {f'blind: {name}': metrics for name, metrics in result['blind'].items()}
+    for name, metrics in rows.items():
+        table.add_row(name.replace('_', ' '), *_numbers(metrics, names))
     console.print(table)
-    ratio = result['unscaled']['abs_rel'] / blind[best]['abs_rel']
-    console.print(f'abs_rel is {ratio:.3f} of the best blind row ({best}, fitted on '
-                  f'{result["blind_fitted_on"]}).')  # fmt: skip
+    console.print()
+    where = empty_table('where', 'images or pixels', 'abs_rel', 'blind', 'rmse', 'delta1')
+    for row in result['by_depth']:
+        where.add_row(metres_range(row), *_cells(row['pixels'], row))
+    scenes = sorted(result['by_scene'].items(), key=lambda item: -item[1]['abs_rel'])
+    if len(scenes) > 1:
+        where.add_row()
+        for name, row in scenes[:SCENES_SHOWN]:
+            where.add_row(escape(name), *_cells(row['images'], row))
+    console.print(where)
+    console.print()
+    for line in _sentences(result):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _cells(count: int, row: dict[str, float]) -> list[str]:
+    return [str(count), *_numbers(row, ('abs_rel', 'blind_abs_rel', 'rmse', 'delta1'))]
+
+
+def _numbers(row: dict[str, float], names: tuple[str, ...]) -> list[str]:
+    return [f'{row[name]:.{DIGITS.get(name, 4)}f}' for name in names]
+
+
+def _sentences(result: dict[str, Any]) -> list[str]:
+    edges, ground, temporal = (result[name] for name in ('edges', 'ground', 'temporal'))
+    best = result['best_blind']
+    ratio = result['unscaled']['abs_rel'] / result['blind'][best]['abs_rel']
+    found = [
+        f'abs_rel is {ratio:.3f} of the best blind row ({best}, fitted on '
+        f'{result["blind_fitted_on"]}).'
+    ]
+    if edges:
+        found.append(
+            f'edges: abs_rel {edges["abs_rel"]:.4f} beside true depth edges, '
+            f'{edges["interior_abs_rel"]:.4f} away from them.'
+        )
+    if ground:
+        found.append(
+            f'ground: RMS {ground["rms_m"]:.3f} m from its own plane (measured depth '
+            f'{ground["true_rms_m"]:.3f} m), tilted by {ground["tilt_deg"]:.1f} degrees; '
+            f'{ground["images"]} images show one.'
+        )
+    if temporal:
+        found.append(
+            f'time: changes by {temporal["predicted"]:.2%} a frame, truth by '
+            f'{temporal["true"]:.2%}; flicker {temporal["flicker"]:.2%}; '
+            f'{temporal["frame_pairs"]} pairs of frames.'
+        )
+    return found

@@ -46,13 +46,43 @@ PROTOCOLS = {
 }
 
 
-def depth_metrics(
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A prediction beside the truth of one image."""
+
+    depth_m: np.ndarray
+    """(H, W) float64, inside the protocol's range."""
+    truth_m: np.ndarray
+    """(H, W) float64; meaningful where `valid`."""
+    valid: np.ndarray
+    """(H, W) bool: inside the crop, with a truth inside the range; at least one pixel."""
+
+    def errors(self, where: np.ndarray | None = None) -> dict[str, float]:
+        """The nine `METRICS` over the valid pixels, or over the (H, W) bool mask `where`."""
+        where = self.valid if where is None else where
+        p, t = self.depth_m[where], self.truth_m[where]
+        d = np.log(p) - np.log(t)
+        ratio = np.exp(np.abs(d))
+        return {
+            'abs_rel': float(np.mean(np.abs(p - t) / t)),
+            'sq_rel': float(np.mean((p - t) ** 2 / t)),
+            'rmse': float(np.sqrt(np.mean((p - t) ** 2))),
+            'rmse_log': float(np.sqrt(np.mean(d**2))),
+            'log10': float(np.mean(np.abs(d)) / np.log(10)),
+            'silog': float(100 * np.sqrt(max(np.mean(d**2) - np.mean(d) ** 2, 0))),
+            'delta1': float(np.mean(ratio < 1.25)),
+            'delta2': float(np.mean(ratio < 1.25**2)),
+            'delta3': float(np.mean(ratio < 1.25**3)),
+        }
+
+
+def compare(
     depth_m: np.ndarray,
     truth_m: np.ndarray,
     protocol: Protocol,
     median_scaled: bool = False,
-) -> dict[str, float]:
-    """Errors of one image.
+) -> Compared:
+    """Bring a prediction into the range of a protocol, and say where it counts.
 
     Args:
         depth_m: (H, W) prediction, metres; out-of-range values are clipped to the protocol's
@@ -60,9 +90,6 @@ def depth_metrics(
         truth_m: (H, W) metres; NaN or 0 where there is none.
         protocol: Crop and range.
         median_scaled: First multiply by median(truth) / median(prediction).
-
-    Returns:
-        The nine `METRICS`; silog is 100 sqrt(var(d)), d = ln depth - ln truth.
 
     Raises:
         InputError: If the sizes differ or no pixel has a truth.
@@ -74,27 +101,26 @@ def depth_metrics(
         valid = protocol.mask(truth_m.shape) & (truth_m > low) & (truth_m < high)
     if not valid.any():
         raise InputError('no pixel inside the crop has a truth within the range.')
-    t = truth_m[valid].astype(np.float64)
-    p = depth_m[valid].astype(np.float64)
-    top = high if np.isfinite(high) else t.max()
+    t, p = truth_m.astype(np.float64), depth_m.astype(np.float64)
+    top = high if np.isfinite(high) else t[valid].max()
     # Before the median: an infinite or a zero one would scale everything to NaN.
     p = np.maximum(np.nan_to_num(p, nan=top, posinf=top, neginf=low), low)
     if median_scaled:
-        p = p * (np.median(t) / np.median(p))
-    p = np.clip(p, low, high)
-    d = np.log(p) - np.log(t)
-    ratio = np.exp(np.abs(d))
-    return {
-        'abs_rel': float(np.mean(np.abs(p - t) / t)),
-        'sq_rel': float(np.mean((p - t) ** 2 / t)),
-        'rmse': float(np.sqrt(np.mean((p - t) ** 2))),
-        'rmse_log': float(np.sqrt(np.mean(d**2))),
-        'log10': float(np.mean(np.abs(d)) / np.log(10)),
-        'silog': float(100 * np.sqrt(max(np.mean(d**2) - np.mean(d) ** 2, 0))),
-        'delta1': float(np.mean(ratio < 1.25)),
-        'delta2': float(np.mean(ratio < 1.25**2)),
-        'delta3': float(np.mean(ratio < 1.25**3)),
-    }
+        p = p * (np.median(t[valid]) / np.median(p[valid]))
+    return Compared(np.clip(p, low, high), t, valid)
+
+
+def depth_metrics(
+    depth_m: np.ndarray,
+    truth_m: np.ndarray,
+    protocol: Protocol,
+    median_scaled: bool = False,
+) -> dict[str, float]:
+    """Errors of one image: the nine `METRICS`; silog is 100 sqrt(var(d)), d = ln depth - ln truth.
+
+    Arguments and errors are those of `compare`.
+    """
+    return compare(depth_m, truth_m, protocol, median_scaled).errors()
 
 
 def mean_metrics(rows: Sequence[dict[str, float]]) -> dict[str, float]:

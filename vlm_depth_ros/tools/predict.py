@@ -1,26 +1,34 @@
 """``vlm-depth predict``: depth of images, folders, videos or bags, as files that anything reads.
 
-Per image ``OUT/depth/NAME.png`` (16 bit, millimetres, 0 = none), ``OUT/color/NAME.png`` (the same
-colour means the same depth in every picture; a bar says which) and, if wanted, a coloured cloud
+Per image ``OUT/depth/NAME.png`` (16 bit, millimetres, 0 = none) and ``OUT/color/NAME.png`` (the
+same colour means the same depth in every picture; a bar says which), of a video one
+``OUT/color.mp4`` instead; if wanted ``OUT/npy/NAME.npy`` (float32 metres, NaN = none) and
 ``OUT/cloud/NAME.ply``. NAME is the number of the image in its source and its own name.
 """
 
 import argparse
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 import logging
+import math
 from pathlib import Path
 import re
 
 import numpy as np
 import torch
-from vlm_depth_ros.core.config import RuntimeConfig
+from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig
 from vlm_depth_ros.core.errors import ConfigError, InputError
-from vlm_depth_ros.core.estimator import DepthEstimator
+from vlm_depth_ros.core.estimator import DepthEstimator, DepthPrediction
 from vlm_depth_ros.core.geometry import depth_to_points
 from vlm_depth_ros.core.packing import gate_depth
+from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.clouds import write_ply
 from vlm_depth_ros.files.images import save_png
 from vlm_depth_ros.files.source import EndedEarly, open_source, Source, SourceFrame
+from vlm_depth_ros.files.video import VideoSource
+from vlm_depth_ros.tools.film import Film
+from vlm_depth_ros.tools.given_camera import GivenCamera
 from vlm_depth_ros.tools.pictures import colour_bar, colour_rgb
 from vlm_depth_ros.tools.progress import steps
 
@@ -44,47 +52,56 @@ def file_stem(index: int, name: str) -> str:
     return '-'.join([f'{index:05d}', *words])
 
 
-def write_prediction(
-    estimator: DepthEstimator,
-    frame: SourceFrame,
-    out: Path,
-    stem: str,
-    *,
-    range_m: tuple[float, float],
-    want_cloud: bool = False,
-) -> float:
-    """Predict one image and write its files, each complete or not at all.
+@dataclass(frozen=True)
+class Outputs:
+    """What becomes of a depth map."""
 
-    Args:
-        estimator: The model; it is given the camera of the image, if known.
-        frame: The image.
-        out: Folder.
-        stem: Name of the files.
-        range_m: Depths of the first and the last colour.
-        want_cloud: Also write a cloud; the frame must have a camera.
+    out: Path
+    range_m: tuple[float, float]
+    """Depths of the first and the last colour."""
+    npy: bool = False
+    cloud: bool = False
+    film: Film | None = None
+    """Takes the coloured pictures; None: each is a file."""
 
-    Returns:
-        The milliseconds that the network took.
+    def write(self, stem: str, frame: SourceFrame, depth_m: np.ndarray) -> bool:
+        """Write the files of one image, each whole or not at all.
 
-    Raises:
-        InputError: If a file cannot be written.
+        Args:
+            stem: Name of the files.
+            frame: The image; with a camera, if a cloud is wanted.
+            depth_m: (H, W) metres; NaN unknown, +Inf beyond range.
+
+        Returns:
+            Whether some depth is too far for 16 bits of millimetres.
+
+        Raises:
+            InputError: If a file cannot be written.
+        """
+        depth_mm = depth_to_mm(depth_m)
+        save_png(self.out / 'depth' / f'{stem}.png', depth_mm)
+        picture = colour_rgb(depth_m, self.range_m)
+        picture = np.vstack([picture, colour_bar(self.range_m, (BAR_PX, picture.shape[1]))])
+        if self.film is not None:
+            self.film.add(picture, frame.stamp_s)
+        else:
+            save_png(self.out / 'color' / f'{stem}.png', picture)
+        if self.npy:
+            with atomic_file(self.out / 'npy' / f'{stem}.npy') as path:
+                np.save(path, np.where(np.isfinite(depth_m), depth_m, np.float32(np.nan)))
+        if self.cloud:
+            points = depth_to_points(depth_m, frame.intrinsics).reshape(-1, 3)
+            write_ply(self.out / 'cloud' / f'{stem}.ply', points, frame.rgb.reshape(-1, 3))
+        return bool((np.isfinite(depth_m) & (depth_m > 0) & (depth_mm == 0)).any())
+
+
+def predictions(
+    estimator: DepthEstimator, source: Source, camera: GivenCamera, bad: list[str]
+) -> Iterator[tuple[int, SourceFrame, DepthPrediction]]:
+    """Number, frame (with its camera, if known) and depth of all that can be read.
+
+    What is wrong with the others goes to `bad`.
     """
-    found = estimator(frame.rgb, frame.intrinsics)
-    # As the node publishes it: NaN below and +Inf beyond the range that was trained.
-    low, high = estimator.config.depth_range_m
-    depth_m = gate_depth(torch.from_numpy(found.depth_m), low, high, False).numpy()
-    save_png(out / 'depth' / f'{stem}.png', depth_to_mm(depth_m))
-    picture = colour_rgb(depth_m, range_m)
-    bar = colour_bar(range_m, (BAR_PX, picture.shape[1]))
-    save_png(out / 'color' / f'{stem}.png', np.vstack([picture, bar]))
-    if want_cloud:
-        points = depth_to_points(depth_m, frame.intrinsics).reshape(-1, 3)
-        write_ply(out / 'cloud' / f'{stem}.ply', points, frame.rgb.reshape(-1, 3))
-    return found.latency_ms
-
-
-def readable_frames(source: Source, bad: list[str]) -> Iterator[tuple[int, SourceFrame]]:
-    """Number and frame of all that can be read; what is wrong with the others goes to `bad`."""
     for index in steps(range(len(source)), 'predicting'):
         try:
             frame = source[index]
@@ -94,30 +111,43 @@ def readable_frames(source: Source, bad: list[str]) -> Iterator[tuple[int, Sourc
         except InputError as err:
             bad.append(str(err))
             continue
-        yield index, frame
+        try:
+            known = camera.of(frame.intrinsics, frame.rgb.shape[:2])
+            found = estimator(frame.rgb, known)
+        except InputError as err:
+            bad.append(f'{frame.name}: {err}')
+            continue
+        yield index, replace(frame, intrinsics=known), found
 
 
 def run(args: argparse.Namespace) -> int:
     """Predict all images of a source; 1 if some could not be read."""
     runtime = RuntimeConfig(device=args.device, precision=args.precision)
-    with open_source(args.source) as source:
+    camera = GivenCamera.from_flags(args.camera, args.fov_deg)
+    bad, latencies_ms, num_far, has_said_camera = [], [], 0, False
+    with open_source(args.source, topic=args.topic) as source, ExitStack() as files:
         estimator = DepthEstimator.from_weights(args.weights, runtime)
-        range_m = tuple(args.range_m or estimator.config.depth_range_m)
-        if not 0 <= range_m[0] < range_m[1] < np.inf:
-            raise ConfigError(f'--range-m {range_m[0]} {range_m[1]}: expected 0 <= NEAR < FAR.')
-        bad, latencies_ms = [], []
-        for index, frame in readable_frames(source, bad):
-            if args.ply and frame.intrinsics is None:
+        low_m, high_m = estimator.config.depth_range_m
+        wants_film = isinstance(source, VideoSource) if args.video is None else args.video
+        film = files.enter_context(Film(args.out / 'color.mp4')) if wants_film else None
+        range_m = _colour_range_m(args.range_m, estimator.config)
+        outputs = Outputs(args.out, range_m, args.npy, args.ply, film)
+        for index, frame, found in predictions(estimator, source, camera, bad):
+            if frame.intrinsics is None and args.ply:
                 raise InputError(
-                    f'{args.source}: {frame.name} has no camera, which a cloud needs. Leave --ply '
-                    'away, or give a folder with pairs.csv or a bag with camera_info.'
+                    f'{args.source}: {frame.name} has no camera, which a cloud needs. Give '
+                    '--camera FX,FY,CX,CY or --fov-deg, or leave --ply away.'
                 )
-            stem = file_stem(index, frame.name)
-            latencies_ms.append(
-                write_prediction(
-                    estimator, frame, args.out, stem, range_m=range_m, want_cloud=args.ply
-                )
-            )
+            if frame.intrinsics is None and not has_said_camera:
+                has_said_camera = True
+                _say_no_camera(estimator.config, frame.name)
+            latencies_ms.append(found.latency_ms)
+            # As the node publishes it: NaN below and +Inf beyond the range that was trained.
+            depth_m = gate_depth(torch.from_numpy(found.depth_m), low_m, high_m, False).numpy()
+            num_far += outputs.write(file_stem(index, frame.name), frame, depth_m)
+    if num_far:
+        log.warning('%d images have depth beyond %.3f m, which is 0 in depth/; --npy keeps it.',
+                    num_far, MOST_MM / 1000)  # fmt: skip
     if latencies_ms:
         log.info(
             '%d images to %s, %.0f ms each on %s (median).',
@@ -126,3 +156,21 @@ def run(args: argparse.Namespace) -> int:
     for problem in bad:
         log.error('left out: %s', problem)
     return 1 if bad or not latencies_ms else 0
+
+
+def _colour_range_m(asked: list[float] | None, config: ModelConfig) -> tuple[float, float]:
+    low, high = asked or config.depth_range_m
+    if not 0 <= low < high < math.inf:
+        raise ConfigError(f'--range-m {low} {high}: expected 0 <= NEAR < FAR.')
+    return low, high
+
+
+def _say_no_camera(config: ModelConfig, name: str) -> None:
+    if config.camera is None:
+        return
+    fov_deg = 2 * math.degrees(math.atan(0.5 / config.camera.fx_per_width))
+    log.info(
+        '%s has no camera: its depth is right for a horizontal field of view of %.0f degrees, as '
+        'in training. Give --camera FX,FY,CX,CY or --fov-deg to correct it.',
+        name, fov_deg,
+    )  # fmt: skip

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.files import bags
@@ -24,7 +23,14 @@ from vlm_depth_ros.files.bag_arrays import (
 from vlm_depth_ros.files.clouds import write_ply
 from vlm_depth_ros.files.images import save_png
 from vlm_depth_ros.tools.metrics import depth_metrics, PROTOCOLS
-from vlm_depth_ros.tools.pictures import cloud_view, colour_bar, colour_rgb, sheet
+from vlm_depth_ros.tools.pictures import (
+    cloud_view,
+    colour_bar,
+    colour_rgb,
+    fit,
+    round_range_m,
+    sheet,
+)
 
 IMAGE, DEPTH, POINTS = '/image', '/depth/image_rect', '/points'
 TRUTH, RUN = '/ground_truth/depth', '/demo/run'
@@ -190,36 +196,19 @@ def _rgb(msg: Any) -> np.ndarray:
 
 def draw(frames: list[Shown], label: str = '') -> np.ndarray:
     """The sheet: image, depth, sensor depth where known, and the cloud seen from the side."""
-    maps = [m for f in frames for m in (f.depth_m, f.truth_m) if m is not None]
-    values = np.concatenate([m[np.isfinite(m)] for m in maps] or [np.ones(1)])
-    low, high = np.percentile(values, (1, 99)) if len(values) else (0.0, 1.0)
-    low_m = float(np.floor(low * 2) / 2)
-    range_m = (low_m, max(float(np.ceil(high * 2) / 2), low_m + 0.5))
+    range_m = round_range_m([m for f in frames for m in (f.depth_m, f.truth_m) if m is not None])
     has_truth = any(f.truth_m is not None for f in frames)
     titles = [f'image{label}', 'depth (this node)', *(['depth (known)'] if has_truth else []),
               'cloud, seen from above right']  # fmt: skip
     rows = []
     for f in frames:
-        row = [_fit(f.rgb), _fit(colour_rgb(f.depth_m, range_m), nearest=True)]
+        row = [fit(f.rgb, SHOWN_HW), fit(colour_rgb(f.depth_m, range_m), SHOWN_HW, nearest=True)]
         if has_truth:
             truth = np.full(SHOWN_HW, np.nan, np.float32) if f.truth_m is None else f.truth_m
-            row.append(_fit(colour_rgb(truth, range_m), nearest=True))
+            row.append(fit(colour_rgb(truth, range_m), SHOWN_HW, nearest=True))
         row.append(cloud_view(*f.cloud, SHOWN_HW, (25.0, 20.0)))
         rows.append(row)
     return sheet(rows, titles, colour_bar(range_m, (44, 2 * SHOWN_HW[1])))
-
-
-def _fit(picture: np.ndarray, nearest: bool = False) -> np.ndarray:
-    """Scale into the cell, aspect kept, white around it."""
-    height, width = picture.shape[:2]
-    scale = min(SHOWN_HW[0] / height, SHOWN_HW[1] / width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    way = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA
-    small = cv2.resize(np.ascontiguousarray(picture), size, interpolation=way)
-    cell = np.full((*SHOWN_HW, 3), 255, np.uint8)
-    top, left = (SHOWN_HW[0] - size[1]) // 2, (SHOWN_HW[1] - size[0]) // 2
-    cell[top : top + size[1], left : left + size[0]] = small
-    return cell
 
 
 def run(args: argparse.Namespace) -> int:
