@@ -322,3 +322,15 @@ def test_depth_without_auxiliary_heads_is_the_same_depth():
     lean.load_state_dict({k: v for k, v in full.state_dict().items() if k in lean.state_dict()})
     features = features_of(full)
     assert torch.equal(full(features).depth_m, lean(features).depth_m)
+
+
+def test_an_even_start_leaves_no_grid_of_two_pixels():
+    """Before training, the four pixels that one cell becomes are equal; by default they are not."""
+    for even in (True, False):
+        head = head_of(TINY, **SLIM, even_start=even)
+        up = head.main_decoder_blocks[0].upsample_low.upsample
+        four = up(torch.randn(1, up.in_channels, 3, 3)).unfold(2, 2, 2).unfold(3, 2, 2)
+        assert torch.allclose(four, four[..., :1, :1].expand_as(four), atol=1e-5) is even
+    assert head_of(device='meta', even_start=True).state_dict().keys() == head_of(
+        device='meta'
+    ).state_dict().keys()

@@ -7,10 +7,10 @@ are those of the authors' checkpoints, so that their weights load by name.
 B batch, C tower width, c_i stage width, h, w trunk grid; stage i runs at (2^(i+1) h, 2^(i+1) w).
 
 Ours, beyond the paper: ``softplus`` output (the published ReLU can die: a pixel at exactly zero
-gets no gradient), the ``middle`` and ``late`` taps, slim widths, and hierarchical towers, where
-the four semantic taps are the deepest maps of strides 32, 16, 8, 4 and the structural ones those
-of strides 16, 8, 4: the first structural map is resized to the trunk grid before its UP block,
-so that stage grids keep doubling.
+gets no gradient), slim widths, and hierarchical towers, where taps go by stride (`_by_stride`)
+and the first structural map is resized to the trunk grid before its UP block, so that stage grids
+keep doubling. The trunk grid is that of the first semantic tap. docs/heads.md has the taps and
+the parameters on each kind of tower.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ SEMANTIC_OF_12 = (12, 9, 6, 3)
 STRUCTURAL_OF_12 = {'early': (2, 1, 0), 'middle': (7, 5, 4), 'late': (11, 10, 8), 'none': ()}
 SEMANTIC_STRIDES = (32, 16, 8, 4)
 STRUCTURAL_STRIDES = (16, 8, 4)
+"""Of the ``middle`` taps on a hierarchical tower, which has no twelfths of its depth."""
+MAPS_FROM_MIDDLE = {'early': -1, 'middle': 0, 'late': 1}
 ACTIVATIONS = {'softplus': F.softplus, 'relu': F.relu}
 
 
@@ -54,6 +56,9 @@ class SpaceClipHead(DepthHead):
         """Element-wise dropout inside residual blocks, in training."""
         aux_heads: bool = True
         """Depth heads on stages 0 to 2 that only the training loss reads."""
+        even_start: bool = False
+        """Start each transposed convolution with one kernel for all four places (Aitken et al.
+        2017): otherwise a grid of two pixels stays visible in the depth after a short training."""
 
         def __post_init__(self):
             """Check names and sizes."""
@@ -108,13 +113,13 @@ class SpaceClipHead(DepthHead):
         self.structural_path_projections = nn.ModuleList(
             nn.Conv2d(c_in[k], c[i], 1) for i, k in enumerate(self.structural)
         )
-        has_structural = bool(self.structural)
+        has_structural, even = bool(self.structural), config.even_start
         self.main_decoder_blocks = nn.ModuleList(
-            SemanticBlock(c[max(i - 1, 0)], c[i], has_structural and i < 3, config.dropout)
+            SemanticBlock(c[max(i - 1, 0)], c[i], has_structural and i < 3, config.dropout, even)
             for i in range(4)
         )
         self.structural_decoder_blocks = nn.ModuleList(
-            StructuralBlock(c_in[k] if i == 0 else c[i - 1], c[i])
+            StructuralBlock(c_in[k] if i == 0 else c[i - 1], c[i], even)
             for i, k in enumerate(self.structural)
         )
         self.depth_prediction_head = nn.Sequential(
@@ -164,9 +169,12 @@ class SpaceClipHead(DepthHead):
 class Up(nn.Module):
     """Twice the size: transposed convolution, then 3x3 convolution, BatchNorm, ReLU."""
 
-    def __init__(self, c_in: int, c_out: int):
+    def __init__(self, c_in: int, c_out: int, even_start: bool = False):
         super().__init__()
         self.upsample = nn.ConvTranspose2d(c_in, c_out, 2, stride=2)
+        if even_start:
+            with torch.no_grad():
+                self.upsample.weight.copy_(self.upsample.weight[:, :, :1, :1].expand(-1, -1, 2, 2))
         self.conv = nn.Sequential(*_conv_bn_relu(c_out, c_out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -194,9 +202,11 @@ class Residual(nn.Module):
 class SemanticBlock(nn.Module):
     """Up, gate the semantic and structural skips by what came up, fuse."""
 
-    def __init__(self, c_in: int, c: int, has_structural: bool, dropout: float):
+    def __init__(
+        self, c_in: int, c: int, has_structural: bool, dropout: float, even_start: bool = False
+    ):
         super().__init__()
-        self.upsample_low = Up(c_in, c)
+        self.upsample_low = Up(c_in, c, even_start)
         self.skip_clip_gate = nn.Sequential(nn.Conv2d(c, c, 1), nn.Sigmoid())
         if has_structural:
             self.skip_struct_gate = nn.Sequential(nn.Conv2d(c, c, 1), nn.Sigmoid())
@@ -218,9 +228,9 @@ class SemanticBlock(nn.Module):
 class StructuralBlock(nn.Module):
     """Up, then fuse with a projected shallow map; no FiLM, no gate."""
 
-    def __init__(self, c_in: int, c: int):
+    def __init__(self, c_in: int, c: int, even_start: bool = False):
         super().__init__()
-        self.upsample_low = Up(c_in, c)
+        self.upsample_low = Up(c_in, c, even_start)
         self.fusion_conv = nn.Sequential(*_conv_bn_relu(2 * c, c))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
@@ -241,35 +251,20 @@ def _resize(x: torch.Tensor, hw: torch.Size) -> torch.Tensor:
 
 
 def _taps(config: SpaceClipHead.Config, spec: BackboneSpec) -> tuple[tuple, tuple]:
-    """Semantic and structural layer numbers on this tower."""
-    if spec.is_hierarchical:
-        deepest = {stride: k for k, stride in enumerate(spec.strides)}
-        missing = [s for s in SEMANTIC_STRIDES if s not in deepest]
-        require(
-            not missing,
-            f'head space_clip cannot work on tower {spec.tower!r}: it has no map of stride '
-            f'{missing} (strides {spec.strides}).',
-        )
-        semantic = tuple(deepest[s] for s in SEMANTIC_STRIDES)
-        structural = tuple(deepest[s] for s in STRUCTURAL_STRIDES)
-    else:
+    """Semantic and structural layer numbers on this tower; what is given explicitly wins."""
+    preset = config.structural
+    semantic, structural = config.semantic, preset
+    if semantic is None and spec.is_hierarchical:
+        semantic = _by_stride(SEMANTIC_STRIDES, spec)
+    elif semantic is None:
         semantic = _fractions(SEMANTIC_OF_12, spec.num_layers)
-        structural = _fractions(STRUCTURAL_OF_12['middle'], spec.num_layers)
-    if config.semantic is not None:
-        semantic = config.semantic
-    if not isinstance(config.structural, str):
-        structural = config.structural
-    elif config.structural == 'none':
+    if preset == 'none':
         structural = ()
-    elif not spec.is_hierarchical:
-        structural = _fractions(STRUCTURAL_OF_12[config.structural], spec.num_layers)
-    else:
-        require(
-            config.structural == 'middle',
-            f'head space_clip: structural {config.structural!r} names blocks of a plain '
-            f'transformer; hierarchical tower {spec.tower!r} takes middle (by stride), none or '
-            'three layer numbers.',
-        )
+    elif isinstance(preset, str) and spec.is_hierarchical:
+        middle = _by_stride(STRUCTURAL_STRIDES, spec)
+        structural = tuple(k + MAPS_FROM_MIDDLE[preset] for k in middle)
+    elif isinstance(preset, str):
+        structural = _fractions(STRUCTURAL_OF_12[preset], spec.num_layers)
     for k in (*semantic, *structural):
         require(
             isinstance(k, int) and 0 <= k <= spec.num_layers,
@@ -281,3 +276,15 @@ def _taps(config: SpaceClipHead.Config, spec: BackboneSpec) -> tuple[tuple, tupl
 
 def _fractions(of_12: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
     return tuple(round(k * num_layers / 12) for k in of_12)
+
+
+def _by_stride(strides: tuple[int, ...], spec: BackboneSpec) -> tuple[int, ...]:
+    """The deepest map of each stride: the stage, where the stem has the same."""
+    deepest = {stride: k for k, stride in enumerate(spec.strides)}
+    missing = [s for s in strides if s not in deepest]
+    require(
+        not missing,
+        f'head space_clip cannot work on tower {spec.tower!r}: it has no map of stride {missing} '
+        f'(strides {spec.strides}). Name its layers in semantic and structural.',
+    )
+    return tuple(deepest[s] for s in strides)
