@@ -8,10 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 import towers  # noqa: F401  registers tiny-vit
 from vlm_depth_ros.core.config import ModelConfig, OutputOptions, RuntimeConfig, TrainingCamera
+from vlm_depth_ros.core.devices import choose_device
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
-from vlm_depth_ros.core.estimator import choose_device, DepthEstimator, Frame
+from vlm_depth_ros.core.estimator import DepthEstimator, Frame
 from vlm_depth_ros.core.features import BackboneSpec
 from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel, RegionOfInterest
 from vlm_depth_ros.core.heads.base import HeadOutput
@@ -156,6 +159,99 @@ def test_what_is_no_image_is_refused(real, bad):
 def test_an_image_of_another_type_is_refused(real):
     with pytest.raises(InputError, match='image of float32: expected uint8, 0 to 255'):
         real(np.zeros((4, 4, 3), np.float32))
+
+
+# --- embedding ----------------------------------------------------------------------------------
+
+
+def test_the_embedding_is_open_clips_of_what_the_tower_sees(real):
+    """`encode_image(normalize=True)`: of each image of a list, from one call with depth."""
+    images = [noise((48, 64), 1), noise((100, 80), 2)]
+    found = real(images, want_embedding=True)
+    expected = F.normalize(real.backbone.tower(real.tower_input(images)), dim=-1)
+    for answer, image, vector in zip(found, images, expected.detach().numpy()):
+        assert answer.embedding.shape == (24,) and answer.embedding.dtype == np.float32
+        assert np.linalg.norm(answer.embedding) == pytest.approx(1, abs=1e-6)
+        np.testing.assert_allclose(answer.embedding, vector, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(answer.depth_m, real(image).depth_m, rtol=1e-4)
+
+
+def test_an_embedding_comes_only_when_asked_for(real):
+    assert real(noise((48, 64))).embedding is None
+    found = real.process([Frame(noise((48, 64)), wants=BOTH)], OutputOptions())[0]
+    assert found.embedding is None
+
+
+def test_asking_for_an_embedding_changes_no_depth(real):
+    rgb = noise((96, 128))
+    assert np.array_equal(real(rgb, want_embedding=True).depth_m, real(rgb).depth_m)
+
+
+def test_an_embedding_costs_the_projection_and_nothing_else(real):
+    """Counted: one product of the pooled vector with the projection."""
+    rgb, counts = noise((64, 96)), []
+    for want_embedding in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            real(rgb, want_embedding=want_embedding)
+        counts.append(counter.get_total_flops())
+    spec = real.backbone.spec
+    assert counts[0] > 1e6
+    assert counts[1] - counts[0] == 2 * spec.pooled_width * spec.embedding_width
+
+
+def test_only_frames_that_want_an_embedding_get_one_packed(real):
+    """In one call with others; the vector is the one that arrays give."""
+    frames = [
+        Frame(noise((48, 64), 1)),
+        Frame(noise((100, 80), 2), wants=frozenset({'depth', 'embedding'})),
+        Frame(noise((64, 96), 3), wants=frozenset({'embedding'})),
+    ]
+    found = real.process(frames, OutputOptions())
+    assert [f.depth is None for f in found] == [False, False, True]
+    assert found[0].embedding is None
+    for frame, packed in zip(frames[1:], (f.embedding for f in found[1:])):
+        assert (packed.height, packed.width, packed.encoding, packed.step) == (1, 24, '32FC1', 96)
+        expected = real(frame.rgb, want_embedding=True).embedding
+        np.testing.assert_allclose(packed.data.view(np.float32), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_embedding_alone_is_the_same_and_runs_no_head(real, monkeypatch):
+    frame = Frame(noise((48, 64)), wants=frozenset({'embedding'}))
+    expected = real(frame.rgb, want_embedding=True).embedding
+    monkeypatch.setattr(real._model.head, 'forward', lambda _: pytest.fail('the head ran'))
+    packed = real.process([frame], OutputOptions())[0]
+    np.testing.assert_array_equal(packed.embedding.data.view(np.float32), expected)
+    assert (packed.depth, packed.camera_info, packed.points, packed.color) == (None,) * 4
+
+
+def test_the_embedding_of_a_distorted_image_is_that_of_the_rectified_one(real):
+    camera = lens(d=PLUMB_BOB)
+    rgb = noise(camera.expected_image_hw)
+    wants = frozenset({'embedding'})
+    frames = [Frame(rgb, camera, wants=wants), Frame(rgb, camera, rectify=False, wants=wants)]
+    found = [
+        real.process([f], OutputOptions())[0].embedding.data.view(np.float32) for f in frames
+    ]
+    np.testing.assert_array_equal(found[1], real(rgb, want_embedding=True).embedding)
+    assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
+def test_a_tower_without_a_trained_projection_refuses_in_one_line():
+    pocket = DepthEstimator.from_weights('pocket', CPU)
+    message = (
+        "^pocket gives no embedding: its tower 'pocket-tower' has no trained projection. Use "
+        'weights on a CLIP, SigLIP or MobileCLIP tower.$'
+    )
+    assert not pocket.can_embed
+    with pytest.raises(ConfigError, match=message):
+        pocket(noise((48, 64)), want_embedding=True)
+    with pytest.raises(ConfigError, match=message):
+        pocket.process([Frame(noise((48, 64)), wants=frozenset({'embedding'}))], OutputOptions())
+
+
+def test_whether_there_is_an_embedding_can_be_asked(real):
+    assert real.can_embed
+    assert not estimator_of()[0].can_embed
 
 
 # --- focal correction ---------------------------------------------------------------------------

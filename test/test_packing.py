@@ -15,6 +15,7 @@ from vlm_depth_ros.core.packing import (
     pack_cloud,
     pack_color,
     pack_depth,
+    pack_embedding,
     PackedCloud,
     PackedImage,
     POINT_FIELDS,
@@ -140,6 +141,23 @@ def test_depth_with_a_channel_axis_is_refused():
     """Guessing which axis is the batch would hide a mistake."""
     with pytest.raises(InputError, match=r'\(1, 45, 67\): expected \(height, width\)'):
         pack_depth(scene()[0][None])
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_an_embedding_is_an_image_of_one_row(dtype, device):
+    """Also one row of a batch, in lower precision, with a gradient."""
+    batch = torch.randn(3, 24, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    packed = pack_embedding(batch.requires_grad_()[1])
+    assert (packed.height, packed.width, packed.step) == (1, 24, 96)
+    expected = batch[1].detach().float().cpu().numpy()
+    np.testing.assert_array_equal(decode_image(packed)[0], expected)
+
+
+@pytest.mark.parametrize('shape', [(), (1, 24), (2, 3, 4)])
+def test_an_embedding_with_another_axis_is_refused(shape):
+    with pytest.raises(InputError, match=r'embedding has shape .*: expected \(width,\)'):
+        pack_embedding(torch.zeros(shape))
 
 
 @pytest.mark.parametrize('device', DEVICES)

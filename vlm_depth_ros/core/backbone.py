@@ -4,36 +4,32 @@ Only the vision tower is ever built; nothing here can read text.
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
-from pathlib import Path
 
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 import torch
 from torch import nn
 import torch.nn.functional as F
-from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
+from vlm_depth_ros.core.errors import ConfigError, InputError
 from vlm_depth_ros.core.features import BackboneSpec, Features
+from vlm_depth_ros.core.tower_change import TowerChange
 from vlm_depth_ros.core.tower_module import (
     adopted_tower,
     build_tower,
-    fitted_positions,
     native_hw,
     positions_hw,
     resize_position_grid,
 )
-from vlm_depth_ros.core.tower_naming import PROJECTION, state_sha256
+from vlm_depth_ros.core.tower_state import TowerState
 from vlm_depth_ros.core.towers import (
     check_activation,
     normalisation,
     own_tower_config,
-    published_state,
     tower_config,
-    tower_state,
 )
 
 
-class Backbone(nn.Module):
+class Backbone(TowerState):
     """A frozen-able image tower that answers `Features`.
 
     Args:
@@ -89,7 +85,11 @@ class Backbone(nn.Module):
             )
 
     def forward(
-        self, image: torch.Tensor, layers: Iterable[int], want_embedding: bool = False
+        self,
+        image: torch.Tensor,
+        layers: Iterable[int],
+        want_embedding: bool = False,
+        change: TowerChange | None = None,
     ) -> Features:
         """Run the tower once.
 
@@ -98,6 +98,8 @@ class Backbone(nn.Module):
                 the largest stride for a hierarchical tower.
             layers: Which ``maps`` to return.
             want_embedding: Also project and normalise the joint embedding.
+            change: What a head puts between the blocks in this call; nothing is embedded then,
+                and ``extras['is_changed']`` is true.
 
         Raises:
             InputError: If the image has a size that the tower was not built for.
@@ -121,66 +123,23 @@ class Backbone(nn.Module):
             )
         if want_embedding and spec.embedding_width is None:
             raise ConfigError(f'tower {spec.tower!r} has no trained projection to embed with.')
+        if change is not None:
+            return self._changed_vit(image, layers, change)
         return self._forward(image, layers, want_embedding)
 
-    def state_sha256(self) -> str:
-        """SHA-256 over the live state: for each sorted key its name and its raw bytes."""
-        return state_sha256(self.tower.state_dict())
-
-    def frozen_sha256(self) -> str:
-        """SHA-256 over what maps and ``pooled`` depend on, as it was published.
-
-        In float32, in open_clip's names, with the positions of the native size and without the
-        final projection: the same for every file and input size of one tower.
-        """
-        return self._published_sha256 or _frozen_sha256(self.tower.state_dict())
-
-    def load_published(self, tag: str | None, file: str | Path = '') -> None:
-        """Fill the tower from `file`, else with the weights that open_clip publishes under `tag`.
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks that a head may change.
 
         Raises:
-            WeightsError: If there is no tag, no file and no way to fetch one, or it does not fit.
+            ConfigError: If the tower is none of open_clip's own transformers.
         """
-        if file:
-            state, path = tower_state(file), file
-        else:
-            state, path = published_state(self.spec.tower, tag)
-        self.load_native_state(state, str(path))
-
-    def load_native_state(self, state: dict[str, torch.Tensor], where: str) -> None:
-        """Load a published state; its square grid of positions is fitted to this input size.
-
-        A state without the final projection loads too; the tower then refuses to embed.
-
-        Raises:
-            WeightsError: If the tensors do not fit; the tower is left as it was.
-        """
-        self.load_embedded_state(fitted_positions(self.tower, state), where)
-        self._published_sha256 = _frozen_sha256(state)
-
-    def load_embedded_state(self, state: dict[str, torch.Tensor], where: str) -> None:
-        """Load a state whose positions have this input size already.
-
-        Raises:
-            WeightsError: If the tensors do not fit; the tower is left as it was.
-        """
-        expected = self.tower.state_dict()
-        has_projection = PROJECTION in state
-        if not has_projection:
-            expected.pop(PROJECTION, None)
-        wrong = sorted(set(expected) ^ set(state)) or [
-            k for k in expected if expected[k].shape != state[k].shape
-        ]
-        if wrong:
-            raise WeightsError(
-                f'{where}: does not fit tower {self.spec.tower!r}: {len(wrong)} tensors differ '
-                f'({", ".join(wrong[:3])}, …). It is another tower or input size, or incomplete.'
+        if not isinstance(self.tower, VisionTransformer):
+            raise ConfigError(
+                f'tower {self.spec.tower!r} cannot be changed from the inside: that takes '
+                "open_clip's own ViT, such as ViT-B-32-quickgelu."
             )
-        if self._forward == self._native_vit and not has_projection:
-            self.tower.proj = None
-            self.spec = replace(self.spec, embedding_width=None)
-        self.tower.load_state_dict(state)
-        self._published_sha256 = None
+        return self.tower.transformer.resblocks
 
     @property
     def _is_hierarchical(self) -> bool:
@@ -205,6 +164,16 @@ class Backbone(nn.Module):
             k: s[:, 1:].transpose(1, 2).unflatten(2, grid) for k, s in zip(layers, states)
         }
         return Features(maps, pooled, _unit(pooled @ tower.proj) if want_embedding else None)
+
+    def _changed_vit(self, image, layers, change) -> Features:
+        tokens, grid = self.tower._embeds(image), self.tower.grid_size
+        states = [tokens]
+        for index, block in enumerate(self.blocks):
+            tokens = change.run(index, block, tokens)
+            states.append(tokens)
+        pooled, _ = self.tower._pool(tokens)
+        maps = {k: states[k][:, 1:].transpose(1, 2).unflatten(2, grid) for k in layers}
+        return Features(maps, pooled, extras={'is_changed': True})
 
     def _timm_vit(self, image, layers, want_embedding) -> Features:
         trunk, embedded = self.tower.trunk, []
@@ -257,8 +226,8 @@ class Backbone(nn.Module):
         trunk = self.tower.trunk
         pooled = trunk.forward_head(last, pre_logits=True)
         embedding = None
-        if want_embedding:
-            embedding = _unit(self.tower.head(trunk.forward_head(last)))
+        if want_embedding:  # what timm calls a classifier projects, or passes on
+            embedding = _unit(self.tower.head(trunk.get_classifier()(pooled)))
         return Features(maps, pooled, embedding)
 
     @property
@@ -268,7 +237,8 @@ class Backbone(nn.Module):
 
     def _resize_positions(self, name: str, input_hw: tuple[int, int]) -> None:
         if isinstance(self.tower, TimmModel):
-            patch = self.tower.trunk.patch_embed.patch_size
+            # Of a convolutional stem and its patches together; patch_size is that of the latter.
+            patch = self.tower.trunk.patch_embed.feat_ratio(as_scalar=False)
         else:
             patch = self.tower.patch_size
         if any(n % p for n, p in zip(input_hw, patch)):
@@ -299,7 +269,15 @@ class Backbone(nn.Module):
         else:
             count = len(self.tower.trunk.feature_info) - (not self._adds_stem)
         hw = (64, 64) if self._is_hierarchical else input_hw
-        found = self._forward(torch.zeros(1, 3, *hw), list(range(count + 1)), False)
+        try:
+            grey = torch.zeros(1, 3, *hw, device=next(self.tower.parameters()).device)
+            found = self._forward(grey, list(range(count + 1)), False)
+        except Exception as err:  # towers that were not meant for this fail in their own ways
+            reason = (str(err) or type(err).__name__).partition('\n')[0].rstrip('.')
+            raise ConfigError(
+                f'tower {name!r} gives no maps at {hw} input ({reason}). Expected a plain '
+                'transformer, or a hierarchical tower that takes any input size.'
+            ) from err
         self.train(was_training)
         is_own = own_tower_config(name) is not None
         return BackboneSpec(
@@ -319,14 +297,10 @@ class Backbone(nn.Module):
         )
 
 
-def _frozen_sha256(state: dict[str, torch.Tensor]) -> str:
-    return state_sha256({k: v for k, v in state.items() if k != PROJECTION})
-
-
 def _blocks(layers: list[int]) -> list[int]:
     """Layer numbers as open_clip counts blocks; never empty, which it cannot read."""
     return [k - 1 for k in layers if k > 0] or [0]
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor:
-    return F.normalize(vector, dim=-1)
+    return F.normalize(vector.float(), dim=-1)  # half precision would miss unit length

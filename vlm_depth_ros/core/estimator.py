@@ -4,112 +4,44 @@ Everything between stays on the device; numpy appears once, at the edge.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import replace
 import logging
-import math
 from pathlib import Path
 import time
 
 import numpy as np
 import torch
 from torch import nn
-from vlm_depth_ros.core.colormap import colour_depth
+from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.config import ModelConfig, OutputOptions, RuntimeConfig
-from vlm_depth_ros.core.errors import ConfigError, InputError
-from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel, focal_scale
+from vlm_depth_ros.core.devices import choose_device, device_of_tower, DTYPES
+from vlm_depth_ros.core.errors import ConfigError
+from vlm_depth_ros.core.features import Features
+from vlm_depth_ros.core.frames import (
+    check_frame,
+    EMBEDDING,
+    Frame,
+    FrameOutput,
+    pack_depth_outputs,
+    rectified,
+)
+from vlm_depth_ros.core.geometry import CameraIntrinsics, focal_scale
 from vlm_depth_ros.core.model import load_model
-from vlm_depth_ros.core.packing import (
-    camera_info_of,
-    gate_depth,
-    pack_cloud,
-    pack_color,
-    pack_depth,
-    PackedCameraInfo,
-    PackedCloud,
-    PackedImage,
+from vlm_depth_ros.core.packing import pack_embedding
+from vlm_depth_ros.core.predictions import (
+    Answer,
+    answers_of,
+    cameras_of,
+    check_features,
+    check_rgb,
+    DepthPrediction,
+    sizes_of,
 )
-from vlm_depth_ros.core.preprocess import (
-    has_source,
-    network_input,
-    remap,
-    resize_rgb,
-    sampling_grid,
-    to_camera_grid,
-    upload,
-)
+from vlm_depth_ros.core.preprocess import network_input, to_camera_grid, upload
+
+__all__ = ['DepthEstimator', 'DepthPrediction', 'Frame', 'FrameOutput']
 
 log = logging.getLogger(__name__)
-
-DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class DepthPrediction:
-    """Depth of one image, as an array."""
-
-    depth_m: np.ndarray
-    """(H, W) float32 metres along the optical axis; NaN = no estimate. Not limited to a range."""
-    confidence: np.ndarray | None
-    """(H, W) float32 in 0..1, or None where the head has none."""
-    intrinsics: CameraIntrinsics | None
-    """The camera that was given."""
-    latency_ms: float
-    """Time of the whole call, upload and copy back included; shared by a batch."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One camera image and what is wanted of it."""
-
-    rgb: np.ndarray
-    """(H, W, 3) uint8 RGB."""
-    camera: CameraModel | None = None
-    """The camera of exactly this image; None: depth without focal correction, no points."""
-    rectify: bool = True
-    """Undo the distortion of `camera`, if it has one."""
-    wants: frozenset = frozenset({'depth'})
-    """Any of ``depth``, ``points``, ``color``."""
-
-    @property
-    def needs_warp(self) -> bool:
-        """Whether the image has a distortion that is to be undone."""
-        return self.rectify and self.camera is not None and self.camera.is_distorted
-
-    @property
-    def intrinsics(self) -> CameraIntrinsics | None:
-        """The pinhole of the image as the network sees it: P once rectified, K of a raw one."""
-        if self.camera is None:
-            return None
-        return self.camera.intrinsics(rectified=self.needs_warp or not self.rectify)
-
-
-@dataclass(frozen=True)
-class FrameOutput:
-    """Packed outputs of one frame; None where not wanted or not possible."""
-
-    depth: PackedImage | None
-    camera_info: PackedCameraInfo | None
-    points: PackedCloud | None
-    color: PackedImage | None
-    latency_ms: float
-
-
-def choose_device(name: str, num_cuda: int) -> torch.device:
-    """The device behind a `RuntimeConfig` name, where there are `num_cuda` CUDA devices.
-
-    Raises:
-        ConfigError: If CUDA is asked for and absent.
-    """
-    if name == 'auto':
-        return torch.device('cuda' if num_cuda else 'cpu')
-    device = torch.device(name)
-    if device.type == 'cuda' and (device.index or 0) >= num_cuda:
-        found = f'only {num_cuda} CUDA device(s)' if num_cuda else 'no CUDA device'
-        raise ConfigError(
-            f'device {name!r}: torch sees {found}. Use cpu or auto, or install the driver.'
-        )
-    return device
 
 
 class DepthEstimator:
@@ -117,17 +49,34 @@ class DepthEstimator:
 
     Args:
         model: A module with ``config`` (`ModelConfig`) that maps (B, 3, h, w) normalised images
-            to a ``HeadOutput``; normalisation is read from ``model.backbone.spec``.
+            to a ``HeadOutput``; normalisation is read from ``model.backbone.spec``. If that has an
+            embedding, it takes the flag ``want_embedding`` as `DepthModel.forward` does.
         runtime: How to run it.
         name: What to call it in messages.
+        owns_tower: False: somebody else uses ``model.backbone`` too, so it stays where and as it
+            is, and the head goes to its device.
 
     Raises:
-        ConfigError: If the device is not there.
+        ConfigError: If the device is not there, or not that of the tower of somebody else.
     """
 
-    def __init__(self, model: nn.Module, runtime: RuntimeConfig | None = None, name: str = ''):
+    def __init__(
+        self,
+        model: nn.Module,
+        runtime: RuntimeConfig | None = None,
+        name: str = '',
+        *,
+        owns_tower: bool = True,
+    ):
         runtime = runtime or RuntimeConfig()
-        self.device = choose_device(runtime.device, torch.cuda.device_count())
+        if owns_tower:
+            self.device = choose_device(runtime.device, torch.cuda.device_count())
+        else:
+            self.device = device_of_tower(model.backbone, runtime.device)
+        ours = model if owns_tower else model.head
+        ours.to(self.device, memory_format=torch.channels_last)
+        self._model = model.eval()
+        self._network = torch.compile(model) if runtime.compile == 'on' else model
         precision = runtime.precision
         if precision == 'auto':
             precision = 'fp16' if self.device.type == 'cuda' else 'fp32'
@@ -139,66 +88,130 @@ class DepthEstimator:
         self._mean, self._std = (
             torch.tensor(v, device=self.device)[:, None, None] for v in (spec.mean, spec.std)
         )
-        self._model = model.to(self.device, memory_format=torch.channels_last).eval()
-        self._network = torch.compile(self._model) if runtime.compile == 'on' else self._model
         self._warned_camera = False
 
     @classmethod
     def from_weights(
-        cls, name_or_path: str | Path, runtime: RuntimeConfig | None = None
+        cls,
+        name_or_path: str | Path,
+        runtime: RuntimeConfig | None = None,
+        *,
+        tower: Backbone | nn.Module | None = None,
     ) -> 'DepthEstimator':
         """Load a weights file: a shipped name such as ``pocket``, or a path.
 
+        Args:
+            name_or_path: Shipped name or file.
+            runtime: How to run it.
+            tower: One to share, used as it is and where it is: an open_clip image tower, a model
+                with such a one as ``visual``, or the `backbone` of another estimator.
+
         Raises:
             WeightsError: If the file is missing, damaged, foreign, or for another tower.
-            ConfigError: If the device is not there.
+            ConfigError: If the device is not there, or not that of the given tower.
         """
-        return cls(load_model(name_or_path), runtime, str(name_or_path))
+        runtime = runtime or RuntimeConfig()
+        model = load_model(name_or_path, tower, runtime.tower_weights)
+        return cls(model, runtime, str(name_or_path), owns_tower=tower is None)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The tower, to hand to a second estimator or to run for `from_features`."""
+        return self._model.backbone
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Which maps of the tower the head reads: what `from_features` needs."""
+        return self._model.head.layers
+
+    @property
+    def can_embed(self) -> bool:
+        """Whether the tower has a trained projection, so that an embedding can be asked for."""
+        return self.backbone.spec.embedding_width is not None
 
     def __call__(
         self,
         rgb: np.ndarray | Sequence[np.ndarray],
         intrinsics: CameraIntrinsics | Sequence[CameraIntrinsics | None] | None = None,
+        want_embedding: bool = False,
     ) -> DepthPrediction | list[DepthPrediction]:
         """Depth of one undistorted image, or of a list of them in one network call.
 
         Args:
             rgb: (H, W, 3) uint8 RGB, or a list of such, of any sizes.
             intrinsics: Pinhole camera of each; with it depth is corrected for its focal length.
+            want_embedding: Also give the tower's embedding of each image, from the same call.
 
         Raises:
             InputError: If an image is no (H, W, 3) uint8 array or a camera has another size.
+            ConfigError: If an embedding is asked of a tower without a trained projection.
         """
-        start = time.perf_counter()
+        start_s = time.perf_counter()
         single = isinstance(rgb, np.ndarray)
         images = [rgb] if single else list(rgb)
-        if isinstance(intrinsics, CameraIntrinsics) or intrinsics is None:
-            intrinsics = [intrinsics] * len(images)
-        if len(intrinsics) != len(images):
-            raise InputError(f'{len(images)} images but {len(intrinsics)} cameras.')
-        for image, camera in zip(images, intrinsics):
+        for image in images:
             check_rgb(image)
-            if camera is not None and image.shape[:2] != camera.image_hw:
-                raise InputError(
-                    f'image {image.shape[:2]} but its camera is for {camera.image_hw} (height, '
-                    'width). Use CameraIntrinsics.resized, cropped or binned.'
-                )
+        sizes = [image.shape[:2] for image in images]
+        cameras = cameras_of(sizes, intrinsics)
         if not images:
             return []
         with torch.inference_mode():
-            found = self._run([upload(image, self.device) for image in images])
-            arrays = []
-            for depth, confidence, image, camera in zip(*found, images, intrinsics):
-                depth = to_camera_grid(depth, image.shape[:2])[0, 0] * self._scale(camera)
-                if confidence is not None:
-                    confidence = to_camera_grid(confidence, image.shape[:2])[0, 0].cpu().numpy()
-                arrays.append((depth.cpu().numpy(), confidence))
-        latency_ms = (time.perf_counter() - start) * 1e3
-        answers = [
-            DepthPrediction(depth_m, confidence, camera, latency_ms)
-            for (depth_m, confidence), camera in zip(arrays, intrinsics)
-        ]
+            found = self._run([upload(i, self.device) for i in images], want_embedding)
+            answers = self._predictions(found, sizes, cameras, start_s)
         return answers[0] if single else answers
+
+    def from_features(
+        self,
+        features: Features,
+        image_hw: tuple[int, int] | Sequence[tuple[int, int]],
+        intrinsics: CameraIntrinsics | Sequence[CameraIntrinsics | None] | None = None,
+    ) -> list[DepthPrediction]:
+        """Depth from features that the same tower computed elsewhere; only the head runs.
+
+        Args:
+            features: Of B images, at least the maps `layers`, from what `tower_input` answers.
+                That they come from this very tower cannot be checked, only that they could.
+            image_hw: Height and width of the camera images; one for all or one for each.
+            intrinsics: Pinhole camera of each; with it depth is corrected for its focal length.
+
+        Returns:
+            One prediction for each image, with the embedding if `features` has it.
+
+        Raises:
+            InputError: If a map is missing, or maps, sizes or cameras do not fit, or features and
+                head are on different devices.
+        """
+        start_s = time.perf_counter()
+        device = next(self._model.head.parameters()).device
+        check_features(features, self.layers, self.backbone.spec, device)
+        sizes = sizes_of(image_hw, len(features.pooled))
+        cameras = cameras_of(sizes, intrinsics)
+        if not sizes:
+            return []
+        if self.precision == 'fp32':  # The tower may have run in half precision.
+            maps = {k: features.maps[k].float() for k in self.layers}
+            features = replace(features, maps=maps, pooled=features.pooled.float())
+        with torch.inference_mode():
+            with self._autocast():
+                found = self._model.head(features)
+            answers = answers_of(found, features.embedding)
+            return self._predictions(answers, sizes, cameras, start_s)
+
+    def tower_input(self, rgb: Sequence[np.ndarray]) -> torch.Tensor:
+        """What the tower sees of camera images, to compute `Features` of them elsewhere.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB each, of any sizes.
+
+        Returns:
+            (B, 3, h, w) squashed and normalised, on the device.
+
+        Raises:
+            InputError: If an image is no (H, W, 3) uint8 array.
+        """
+        for image in rgb:
+            check_rgb(image)
+        return self._batch([upload(image, self.device) for image in rgb])
 
     def process(self, frames: Sequence[Frame], options: OutputOptions) -> list[FrameOutput]:
         """Depth of several cameras' frames in one network call, packed for messages.
@@ -210,18 +223,19 @@ class DepthEstimator:
         Raises:
             InputError: If an image has a wrong form, does not fit its camera, or cannot be
                 divided by ``options.depth_divisor``.
+            ConfigError: If an embedding is asked of a tower without a trained projection.
         """
-        start = time.perf_counter()
+        start_s = time.perf_counter()
         for frame in frames:
             check_frame(frame, options)
+        want_embedding = any(EMBEDDING in frame.wants for frame in frames)
+        want_depth = any(frame.wants_depth for frame in frames)
         with torch.inference_mode():
-            images, masks = zip(*(self._rectified(frame) for frame in frames))
-            depths, _ = self._run(images)
-            outputs = [
-                self._pack(*parts, options) for parts in zip(frames, images, masks, depths)
-            ]
-        latency_ms = (time.perf_counter() - start) * 1e3
-        return [FrameOutput(*packed, latency_ms) for packed in outputs]
+            images, masks = zip(*(rectified(frame, self.device) for frame in frames))
+            answers = self._run(images, want_embedding, want_depth)
+            packed = [self._packed(*p, options) for p in zip(frames, images, masks, answers)]
+        latency_ms = (time.perf_counter() - start_s) * 1e3
+        return [FrameOutput(latency_ms, **outputs) for outputs in packed]
 
     def warm_up(self, image_hw: tuple[int, int] = (480, 640)) -> float:
         """Run twice on a grey image; the milliseconds that the second run took."""
@@ -234,30 +248,65 @@ class DepthEstimator:
         low, high = self.config.depth_range_m
         return max(low, options.min_depth_m), min(high, options.max_depth_m or high)
 
-    def _run(self, images: Sequence[torch.Tensor]) -> tuple[list, list]:
-        """One network call over (3, H, W) uint8 images; float32 depth and confidence of each.
+    def _run(
+        self, images: Sequence[torch.Tensor], want_embedding: bool, want_depth: bool = True
+    ) -> list[Answer]:
+        """One network call over (3, H, W) uint8 images; of the tower alone without depth."""
+        if want_embedding and not self.can_embed:
+            raise ConfigError(
+                f'{self.name} gives no embedding: its tower {self.backbone.spec.tower!r} has no '
+                'trained projection. Use weights on a CLIP, SigLIP or MobileCLIP tower.'
+            )
+        batch = self._batch(images)
+        with self._autocast():
+            if not want_depth:
+                embeddings = self.backbone(batch, (), want_embedding=True).embedding
+                return [Answer(None, None, e) for e in embeddings.float()]
+            # Networks on a tower without an embedding need not know the flag.
+            found = self._network(batch, True) if want_embedding else self._network(batch)
+        return answers_of(found, found.extras.get('embedding'))
 
-        What is no depth (not finite, zero, negative) becomes NaN here, before a resize could blend
-        it with its neighbours into a distance that nobody estimated.
-        """
+    def _batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
         hw = self.config.input_hw
         batch = torch.cat([network_input(i[None], hw, self._mean, self._std) for i in images])
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        low = self.precision != 'fp32'
-        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=low):
-            found = self._network(batch)
-        depths = list(gate_depth(found.depth_m, 0.0, math.inf, False).split(1))
-        if found.confidence is None:
-            return depths, [None] * len(depths)
-        return depths, list(found.confidence.float().split(1))
+        return batch.contiguous(memory_format=torch.channels_last)
 
-    def _rectified(self, frame: Frame) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The image on the device, undistorted where asked, and which pixels have a source."""
-        image = upload(frame.rgb, self.device)
-        if not frame.needs_warp:
-            return image, None
-        grid, mask = _rectification(frame.camera, self.device)
-        return remap(image, grid), mask
+    def _autocast(self) -> torch.autocast:
+        low = self.precision != 'fp32'
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=low)
+
+    def _predictions(
+        self,
+        answers: Sequence[Answer],
+        sizes: Sequence[tuple[int, int]],
+        cameras: Sequence[CameraIntrinsics | None],
+        start_s: float,
+    ) -> list[DepthPrediction]:
+        arrays = []
+        for found, hw, camera in zip(answers, sizes, cameras):
+            depth = to_camera_grid(found.depth_m, hw)[0, 0] * self._scale(camera)
+            confidence, embedding = found.confidence, found.embedding
+            if confidence is not None:
+                confidence = to_camera_grid(confidence, hw)[0, 0].cpu().numpy()
+            if embedding is not None:
+                embedding = embedding.detach().cpu().numpy()
+            arrays.append((depth.cpu().numpy(), confidence, embedding))
+        latency_ms = (time.perf_counter() - start_s) * 1e3
+        return [
+            DepthPrediction(depth_m, confidence, camera, latency_ms, embedding)
+            for (depth_m, confidence, embedding), camera in zip(arrays, cameras)
+        ]
+
+    def _packed(self, frame: Frame, image, mask, found: Answer, options) -> dict:
+        packed = {}
+        if frame.wants_depth:
+            scale = self._scale(frame.intrinsics) if options.focal_correction else 1.0
+            packed = pack_depth_outputs(
+                frame, image, mask, found.depth_m * scale, self.range_m(options), options
+            )
+        if EMBEDDING in frame.wants:
+            packed[EMBEDDING] = pack_embedding(found.embedding)
+        return packed
 
     def _scale(self, intrinsics: CameraIntrinsics | None) -> float:
         """What turns depth in the training camera into depth in the camera at hand."""
@@ -270,63 +319,3 @@ class DepthEstimator:
                             'corrected for the focal length.', self.name)  # fmt: skip
             return 1.0
         return focal_scale(intrinsics, self.config.camera)
-
-    def _pack(self, frame: Frame, image, mask, depth, options: OutputOptions) -> tuple:
-        intrinsics = frame.intrinsics
-        if options.focal_correction:
-            depth = depth * self._scale(intrinsics)
-        hw = tuple(n // options.depth_divisor for n in frame.rgb.shape[:2])
-        depth = to_camera_grid(depth, hw)[0, 0]
-        if mask is not None:
-            n = options.depth_divisor
-            seen = mask.view(hw[0], n, hw[1], n).all(dim=3).all(dim=1)
-            depth = torch.where(seen, depth, torch.nan)
-        range_m = self.range_m(options)
-        depth = gate_depth(depth, *range_m, options.near_is_neg_inf)
-        wants, info, cloud = frame.wants, None, None
-        if intrinsics is not None:
-            intrinsics = intrinsics.resized(hw)
-            info = camera_info_of(intrinsics)
-            if 'points' in wants:
-                rgb = resize_rgb(image, hw).permute(1, 2, 0)
-                cloud = pack_cloud(
-                    depth, intrinsics, rgb, options.cloud_stride, options.cloud_organized
-                )
-        return (
-            pack_depth(depth) if 'depth' in wants else None,
-            info,
-            cloud,
-            pack_color(colour_depth(depth, range_m)) if 'color' in wants else None,
-        )
-
-
-def check_rgb(rgb: np.ndarray) -> None:
-    """Refuse what is no image.
-
-    Raises:
-        InputError: Unless `rgb` is (H, W, 3) uint8 with at least one pixel.
-    """
-    if not isinstance(rgb, np.ndarray) or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
-        found = getattr(rgb, 'shape', type(rgb).__name__)
-        raise InputError(f'image {found}: expected an (H, W, 3) RGB array with H, W >= 1.')
-    if rgb.dtype != np.uint8:
-        raise InputError(f'image of {rgb.dtype}: expected uint8, 0 to 255.')
-
-
-def check_frame(frame: Frame, options: OutputOptions) -> None:
-    """Refuse a frame that `DepthEstimator.process` cannot answer; raises InputError."""
-    check_rgb(frame.rgb)
-    hw, n = frame.rgb.shape[:2], options.depth_divisor
-    if hw[0] % n or hw[1] % n:
-        raise InputError(f'image {hw} cannot be divided by depth_divisor {n}; set another.')
-    if frame.camera and hw != frame.camera.expected_image_hw:
-        raise InputError(
-            f'image {hw} but its camera_info describes {frame.camera.expected_image_hw} '
-            '(height, width).'
-        )
-
-
-@lru_cache(maxsize=16)
-def _rectification(camera: CameraModel, device: torch.device):
-    grid = sampling_grid(camera.rectify_map(), device)
-    return grid, has_source(grid)

@@ -63,6 +63,8 @@ class DepthModel(nn.Module):
             config.tower, config.input_hw, config.pretrained, config.tower_activation, tower
         )
         self.head = build_head(config.head, self.backbone.spec)
+        if self.head.tower_change is not None:
+            self.head.tower_change.take(self.backbone.blocks)
         self.card: Card | None = None
 
     def forward(self, image: torch.Tensor, want_embedding: bool = False) -> HeadOutput:
@@ -70,15 +72,27 @@ class DepthModel(nn.Module):
 
         With `want_embedding`, ``extras['embedding']`` is the tower's (B, E) image embedding.
         """
-        features = self.backbone(image, self.head.layers, want_embedding)
+        change = self.head.tower_change
+        if change is None:
+            features = self.backbone(image, self.head.layers, want_embedding)
+            embedding = features.embedding
+        else:
+            features = self.backbone(image, self.head.layers, change=change)
+            # The tower's own embedding takes a pass of its own: a changed one is another space.
+            embedding = self.backbone(image, (), True).embedding if want_embedding else None
         found = self.head(features)
         if want_embedding:
-            found.extras['embedding'] = features.embedding
+            found.extras['embedding'] = embedding
         return found
 
     def freeze_tower(self) -> None:
-        """Declare the tower frozen: no gradients, evaluation mode, also while the head trains."""
+        """Declare the tower frozen: no gradients, evaluation mode, also while the head trains.
+
+        Blocks that a head tunes are copies, which start here as the tower has them.
+        """
         self.backbone.requires_grad_(False).eval()
+        if self.head.tower_change is not None:
+            self.head.tower_change.start_at(self.backbone.blocks)
 
     def train(self, mode: bool = True) -> 'DepthModel':
         """Set the mode; a frozen tower stays in evaluation, or its statistics would move."""

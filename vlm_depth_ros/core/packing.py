@@ -1,4 +1,4 @@
-"""Byte layouts of what a robot reads: depth image, point cloud, camera_info.
+"""Byte layouts of what a robot reads: depth image, point cloud, camera_info, embedding.
 
 They are decided here, once, and packed on the device that holds the depth: a message, or a bag
 written at a desk, only wraps `data`. All numbers are little endian.
@@ -117,9 +117,19 @@ def pack_depth(depth: torch.Tensor) -> PackedImage:
     """
     if depth.ndim != 2:
         raise InputError(f'depth has shape {tuple(depth.shape)}: expected (height, width).')
-    height, width = depth.shape
-    data = _host_bytes(depth.to(torch.float32).contiguous())
-    return PackedImage(height, width, '32FC1', width * 4, data)
+    return _pack_floats(depth)
+
+
+@torch.no_grad()
+def pack_embedding(embedding: torch.Tensor) -> PackedImage:
+    """Pack an embedding (E,) as a ``32FC1`` image of one row and E columns.
+
+    Raises:
+        InputError: If `embedding` has other than one dimension.
+    """
+    if embedding.ndim != 1:
+        raise InputError(f'embedding has shape {tuple(embedding.shape)}: expected (width,).')
+    return _pack_floats(embedding[None])
 
 
 @torch.no_grad()
@@ -184,6 +194,12 @@ def _axis_rays(
     """Rays of the strided image, (w,) and (h, 1): less to read than an image of rays."""
     x, y = intrinsics.strided(stride).axis_rays()
     return torch.from_numpy(x).to(device), torch.from_numpy(y)[:, None].to(device)
+
+
+def _pack_floats(values: torch.Tensor) -> PackedImage:
+    height, width = values.shape
+    data = _host_bytes(values.to(torch.float32).contiguous())
+    return PackedImage(height, width, '32FC1', width * 4, data)
 
 
 def _positive(depth: torch.Tensor) -> torch.Tensor:

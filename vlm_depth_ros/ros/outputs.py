@@ -20,6 +20,7 @@ TOPICS = {
     'camera_info': ('depth/camera_info', CameraInfo, 'depth', camera_info_message),
     'points': ('points', PointCloud2, 'points', cloud_message),
     'color': ('depth/image_color', Image, 'color', image_message),
+    'embedding': ('embedding', Image, 'embedding', image_message),
 }
 
 

@@ -66,7 +66,7 @@ class DepthPipeline:
         params = self._params()
         frames = {}
         for index, arrival in taken.items():
-            wants = self._outputs[index].wants()
+            wants = self._possible(index, self._outputs[index].wants())
             if not wants:
                 self._statistics[index].unwanted += 1
                 continue
@@ -77,6 +77,19 @@ class DepthPipeline:
         for index, output in self._estimate(frames, params):
             if not is_stopping():
                 self._publish(index, taken[index], output)
+
+    def _possible(self, index: int, wants: frozenset[str]) -> frozenset[str]:
+        """Return what the tower can answer; who reads the rest in vain is told why."""
+        if 'embedding' not in wants or self._estimator.can_embed:
+            return wants
+        name = self._estimator.name
+        self._warn(
+            index,
+            'embedding',
+            f'No embedding: the tower of {name} has no trained projection. Use weights on a '
+            'CLIP, SigLIP or MobileCLIP tower. Depth goes on.',
+        )
+        return wants - {'embedding'}
 
     def _frame(self, index: int, message: Any, wants: frozenset[str], rectify: str) -> 'Frame':
         source = self._inputs[index]

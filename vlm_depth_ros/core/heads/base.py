@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 from vlm_depth_ros.core.features import BackboneSpec, Features
+from vlm_depth_ros.core.tower_change import TowerChange
 
 
 @dataclass
@@ -17,7 +18,7 @@ class HeadOutput:
     confidence: torch.Tensor | None = None
     """(B, 1, h, w) in 0..1, or None where the head has none."""
     extras: dict = field(default_factory=dict)
-    """Training-only outputs, such as ``aux_depth_m``."""
+    """In training ``aux_depth_m``; ``embedding`` (B, E) where `DepthModel` was asked for it."""
 
 
 class DepthHead(nn.Module):
@@ -33,11 +34,14 @@ class DepthHead(nn.Module):
 
     layers: tuple[int, ...]
     """Indices of ``Features.maps`` that `forward` reads."""
+    tower_change: TowerChange | None
+    """What stands between the tower's blocks while it runs for this head; most have nothing."""
 
     def __init__(self, config, spec: BackboneSpec):
         super().__init__()
         self.config = config
         self.spec = spec
+        self.tower_change = None
 
     def forward(self, features: Features) -> HeadOutput:
         """Depth from features."""

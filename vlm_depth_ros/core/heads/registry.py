@@ -7,9 +7,12 @@ from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.features import BackboneSpec
 from vlm_depth_ros.core.heads.base import DepthHead
 from vlm_depth_ros.core.heads.linear import LinearHead
+from vlm_depth_ros.core.heads.moa_depthclip import MoaDepthClipHead
 from vlm_depth_ros.core.heads.space_clip import SpaceClipHead
 
-HEADS: dict[str, type[DepthHead]] = {head.name: head for head in (SpaceClipHead, LinearHead)}
+HEADS: dict[str, type[DepthHead]] = {
+    head.name: head for head in (SpaceClipHead, LinearHead, MoaDepthClipHead)
+}
 
 
 def build_head(options: Mapping, spec: BackboneSpec) -> DepthHead:

@@ -1,0 +1,40 @@
+"""Where a network runs, and in which precision."""
+
+import torch
+from torch import nn
+from vlm_depth_ros.core.errors import ConfigError
+
+DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+
+
+def choose_device(name: str, num_cuda: int) -> torch.device:
+    """The device behind a `RuntimeConfig` name, where there are `num_cuda` CUDA devices.
+
+    Raises:
+        ConfigError: If CUDA is asked for and absent.
+    """
+    if name == 'auto':
+        return torch.device('cuda' if num_cuda else 'cpu')
+    device = torch.device(name)
+    if device.type == 'cuda' and (device.index or 0) >= num_cuda:
+        found = f'only {num_cuda} CUDA device(s)' if num_cuda else 'no CUDA device'
+        raise ConfigError(
+            f'device {name!r}: torch sees {found}. Use cpu or auto, or install the driver.'
+        )
+    return device
+
+
+def device_of_tower(tower: nn.Module, wanted: str) -> torch.device:
+    """Where a tower of somebody else is, if that is the device that a `RuntimeConfig` names.
+
+    Raises:
+        ConfigError: If it names another one.
+    """
+    here = next(tower.parameters()).device
+    asked = here if wanted == 'auto' else torch.device(wanted)
+    if asked.type != here.type or asked.index not in (None, here.index):
+        raise ConfigError(
+            f'device {wanted!r}, but the given tower is on {here}. Move it there before, or use '
+            'auto, which goes where it is.'
+        )
+    return here
