@@ -4,7 +4,8 @@ The frame lies on the floor at the middle of the back edge: x along the width, y
 the front, z up, metres. A maker gets the random generator and answers (width, depth, parts).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+import math
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Part:
     front: str | None = None
     """Another material for the face towards +y."""
     yaw: float = 0.0
+    pitch: float = 0.0
 
 
 def box(x0, x1, y0, y1, z0, z1, material, front=None, yaw=0.0) -> Part:
@@ -30,6 +32,23 @@ def box(x0, x1, y0, y1, z0, z1, material, front=None, yaw=0.0) -> Part:
 def pole(x, y, z0, z1, radius, material) -> Part:
     """A standing cylinder."""
     return Part('cylinder', (x, y, (z0 + z1) / 2), (radius, radius, (z1 - z0) / 2), material)
+
+
+def beam(start, end, width, thick, material) -> Part:
+    """A straight bar between two points of any height: handrails, ladders, slanted roofs."""
+    x, y, z = (b - a for a, b in zip(start, end, strict=True))
+    level = math.hypot(x, y)
+    center = tuple((a + b) / 2 for a, b in zip(start, end, strict=True))
+    half = (width / 2, math.hypot(level, z) / 2, thick / 2)
+    return Part('box', center, half, material, None, math.atan2(-x, y), math.atan2(z, level))
+
+
+def moved(parts, x, y, yaw=0.0):
+    """The parts of a piece, turned about the origin of its frame and then shifted."""
+    c, s = math.cos(yaw), math.sin(yaw)
+    for part in parts:
+        u, v, z = part.center
+        yield replace(part, center=(x + c * u - s * v, y + s * u + c * v, z), yaw=part.yaw + yaw)
 
 
 def legs(rng, w, d, z, material, inset=0.03, thick=None):

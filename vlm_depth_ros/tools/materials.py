@@ -6,6 +6,9 @@ from vlm_depth_ros.tools import textures as t
 from vlm_depth_ros.tools.textures import Texture, tone
 
 _BRICK, _CARTON, _LAMP = np.array([(0.55, 0.27, 0.2), (0.62, 0.47, 0.3), (1, 0.9, 0.7)])
+_ORANGE, _BLUE, _YELLOW, _CEMENT = np.array(
+    [(0.85, 0.38, 0.08), (0.1, 0.22, 0.5), (0.85, 0.7, 0.1), (0.5, 0.5, 0.48)]
+)
 _DARK_LEAF, _LIGHT_LEAF = np.array([0.1, 0.3, 0.08]), np.array([0.3, 0.5, 0.15])
 
 
@@ -25,6 +28,10 @@ def _fronts(family):
 
 def _painted(family, roughness=0.02):
     return lambda rng: t.plaster(rng, tone(rng, family), roughness)
+
+
+def _dyed(color, roughness=0.03):
+    return lambda rng: t.plaster(rng, color * rng.uniform(0.7, 1.1), roughness)
 
 
 def _wooden(family='wood', gloss=0.3):
@@ -47,7 +54,8 @@ MATERIALS = {
         (0.06, lambda rng: t.wood(rng, tone(rng, 'wood'), planks=8)),
     ),
     'floor': (
-        (0.40, _planks),
+        (0.32, _planks),
+        (0.08, lambda rng: t.concrete(rng, _CEMENT * rng.uniform(0.7, 1.4))),
         (0.27, lambda rng: t.cloth(rng, tone(rng, 'fabric') * 0.8)),
         (0.17, lambda rng: t.tiles(rng, tone(rng, 'wall'), tone(rng, 'metal') * 0.7, gloss=0.2)),
         (0.08, lambda rng: t.marbled(rng, tone(rng, 'metal'), tone(rng, 'metal') * 0.8)),
@@ -94,6 +102,24 @@ MATERIALS = {
         (0.5, lambda rng: prints.curtain(rng, tone(rng, 'white'))),
     ),
     'picture': ((0.75, prints.picture), (0.25, prints.notes)),
+    'industrial wall': (
+        (0.5, lambda rng: t.corrugated(rng, tone(rng, 'metal'))),
+        (0.3, lambda rng: t.concrete(rng, _CEMENT * rng.uniform(0.9, 1.6))),
+        (0.2, lambda rng: t.tiles(rng, tone(rng, 'white') * 0.8, tone(rng, 'metal'), brick=True)),
+    ),
+    'industrial floor': (
+        (0.8, lambda rng: t.concrete(rng, _CEMENT * rng.uniform(0.6, 1.4))),
+        (0.2, lambda rng: t.concrete(rng, tone(rng, 'wall') * 0.6)),
+    ),
+    'gate': ((1, lambda rng: prints.panels(rng, tone(rng, 'metal'), 1, 8, knobs=False)),),
+    'upright': ((0.7, _dyed(_BLUE)), (0.3, _painted('metal'))),
+    'rack beam': ((0.75, _dyed(_ORANGE)), (0.25, _dyed(_YELLOW))),
+    'marking': ((0.8, _dyed(_YELLOW, 0.08)), (0.2, _painted('white'))),
+    'load': ((0.6, lambda rng: prints.cartons(rng, wrapped=True)), (0.4, prints.cartons)),
+    'boxes': ((0.85, prints.cartons), (0.15, prints.notes)),
+    'labelled': ((0.7, prints.cartons), (0.3, lambda rng: t.plaster(rng, _CARTON, 0.06))),
+    'pallet side': ((1, prints.pallet_side),),
+    'board': ((1, lambda rng: t.wood(rng, tone(rng, 'wood') * 0.7 + 0.2)),),
     'shade': (
         (1, lambda rng: Texture(np.full((8, 8, 3), 0.9) * _LAMP, glow=rng.uniform(0.5, 2))),
     ),
@@ -102,7 +128,8 @@ MATERIALS = {
 # How many textures of one material a room may hold; the rest have one.
 _VARIANTS = {
     'goods': 9, 'books': 5, 'picture': 4, 'fabric': 3, 'cushion': 3,
-    'panels': 2, 'screen': 2, 'door': 2, 'wood': 2, 'frame': 2,
+    'load': 5, 'boxes': 4, 'labelled': 3, 'panels': 2, 'screen': 2, 'door': 2, 'wood': 2,
+    'frame': 2,
 }  # fmt: skip
 
 

@@ -126,6 +126,37 @@ def books(rng):
     return Texture(image, fit=True)
 
 
+def cartons(rng, wrapped=False):
+    """A load of cartons with tape and labels, seen from one side; `wrapped` in shiny foil."""
+    color = tone(rng, 'wood') * 0.6 + np.array([0.3, 0.24, 0.15])
+    image = canvas(color)
+    rows, columns = int(rng.integers(2, 6)), int(rng.integers(1, 4))
+    for i in range(rows):
+        for j in range(columns):
+            u, v = j / columns, i / rows
+            _rect(image, u, v, u + 1 / columns, v + 1 / rows, color * rng.uniform(0.85, 1.08))
+            _rect(image, u, v + 0.46 / rows, u + 1 / columns, v + 0.54 / rows, color * 1.1)
+            _rect(image, u, v, u + 0.006, v + 1 / rows, color * 0.45)
+            _rect(image, u, v, u + 1 / columns, v + 0.012, color * 0.45)
+            if rng.random() < 0.5:
+                a, b = u + rng.uniform(0.1, 0.5) / columns, v + rng.uniform(0.1, 0.5) / rows
+                _rect(image, a, b, a + 0.3 / columns, b + 0.3 / rows, tone(rng, 'white'))
+    image = grain(image, noise(rng, 1.0), 0.04)
+    if wrapped:
+        foil = 0.25 + 0.08 * noise(rng, 1.3, 4.0)[..., None]
+        image += foil * (np.array([0.75, 0.78, 0.8]) - image)
+    return Texture(image, fit=True, gloss=0.4 if wrapped else 0.0)
+
+
+def pallet_side(rng):
+    """The side of a pallet: boards above and below, three blocks, dark between them."""
+    wood = tone(rng, 'wood') * 0.7 + 0.2
+    image = canvas(wood)
+    for u in (0.13, 0.57):
+        _rect(image, u, 0.3, u + 0.3, 0.85, wood * 0.08)
+    return Texture(grain(image, noise(rng, 1.0, 5.0), 0.1), fit=True)
+
+
 def screen(rng, on):
     """A monitor or a television."""
     image = canvas(np.full(3, 0.03))

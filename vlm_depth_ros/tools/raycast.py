@@ -33,10 +33,13 @@ class Solid:
     casts_shadow: bool = True
 
     @classmethod
-    def upright(cls, kind, center_m, half_m, yaw_rad=0.0, **more) -> 'Solid':
-        """A solid turned about the vertical only."""
+    def upright(cls, kind, center_m, half_m, yaw_rad=0.0, pitch_rad=0.0, **more) -> 'Solid':
+        """A solid tilted about its x axis (positive raises its +y end), then turned about z."""
         c, s = math.cos(yaw_rad), math.sin(yaw_rad)
         turn = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+        if pitch_rad:
+            c, s = math.cos(pitch_rad), math.sin(pitch_rad)
+            turn = turn @ np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
         return cls(kind, np.asarray(center_m, float), np.asarray(half_m, float), turn, **more)
 
 
@@ -77,8 +80,8 @@ def look_along(position_m: np.ndarray, forward: np.ndarray, roll_rad: float = 0.
 def cast(solids, pose: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """First hits of all rays.
 
-    Every solid is tried only in the rectangle that its box covers on the image, which is what
-    makes hundreds of solids affordable.
+    Every solid is tried only in the rectangle that its box covers on the image, near ones first,
+    and not at all where all that was met lies before it: what makes hundreds of solids affordable.
 
     Returns:
         Depth along the optical axis (H, W) in metres and in the grid's type, +Inf where nothing is
@@ -88,7 +91,9 @@ def cast(solids, pose: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     depth = np.full(shape, np.inf, grid.x.dtype)
     index = np.full(shape, -1, np.int16)
     turn, origin = pose[:3, :3], pose[:3, 3]
-    for number, (top, bottom, left, right) in enumerate(_windows(solids, turn, origin, grid)):
+    windows, nearest = _windows(solids, turn, origin, grid)
+    for number in np.argsort(nearest, kind='stable').tolist():
+        top, bottom, left, right = windows[number]
         if left >= right or top >= bottom:
             continue
         solid, rows, columns = solids[number], slice(top, bottom), slice(left, right)
@@ -96,9 +101,12 @@ def cast(solids, pose: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
         start = solid.rotation.T @ (origin - solid.center_m)
         x = grid.x[columns]
         for band in portions(rows, len(x)):
+            best = depth[band, columns]
+            # The margin is for rounding: a face at its corner's depth must not be lost.
+            if best.max() < nearest[number] - 1e-3:
+                continue
             y = grid.y[band, None]
             t = _enter(solid, start, [(a * x + c) + b * y for a, b, c in local])
-            best = depth[band, columns]
             closer = t < best
             np.copyto(best, t, where=closer)
             np.copyto(index[band, columns], np.int16(number), where=closer)
@@ -115,8 +123,11 @@ def portions(span: slice, width: int = 1):
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
 
 
-def _windows(solids, turn, origin, grid) -> list[list[int]]:
-    """Per solid: first and last row, first and last column that it may cover; empty if unseen."""
+def _windows(solids, turn, origin, grid) -> tuple[list[list[int]], np.ndarray]:
+    """Per solid: first and last row, first and last column that it may cover; least depth.
+
+    The window of an unseen solid is empty; a room has least depth 0, so that it is met first.
+    """
     center = np.array([s.center_m for s in solids]) - origin
     half = np.array([s.half_m for s in solids])
     rotation = np.array([s.rotation for s in solids])
@@ -125,7 +136,8 @@ def _windows(solids, turn, origin, grid) -> list[list[int]]:
     z = seen[..., 2]
     before, cut = z.max(axis=1) >= NEAR_M, z.min(axis=1) < NEAR_M
     # A room, and whatever reaches behind the camera, may be anywhere.
-    anywhere = cut & before | np.array([s.kind == 'room' for s in solids])
+    room = np.array([s.kind == 'room' for s in solids])
+    anywhere = cut & before | room
     plane = seen[..., :2] / np.where(cut[:, None], 1, z)[..., None]
     low, high = plane.min(axis=1), plane.max(axis=1)
     first = [
@@ -138,7 +150,7 @@ def _windows(solids, turn, origin, grid) -> list[list[int]]:
     windows = np.stack((first[1], last[1], first[0], last[0]), axis=1)
     windows[cut] = 0
     windows[anywhere] = (0, len(grid.y), 0, len(grid.x))
-    return windows.tolist()
+    return windows.tolist(), np.where(room, -np.inf, z.min(axis=1))
 
 
 def _enter(solid, start, rays):

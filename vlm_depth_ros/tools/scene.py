@@ -8,55 +8,10 @@ import numpy as np
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.tools import raycast, rooms, shading
+from vlm_depth_ros.tools.contact import Contact
+from vlm_depth_ros.tools.sensor import Sensor
 
 STYLES = rooms.STYLES
-
-
-@dataclass(frozen=True)
-class Sensor:
-    """What a camera does to the light: exposure, colour balance, lens, noise."""
-
-    exposure: float = 0.42
-    """Mean of the linear picture after exposure control."""
-    balance: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    contrast: float = 1.0
-    vignette: float = 0.0
-    blur_px: float = 0.0
-    """Deviation of the blur at a picture width of 320 pixels."""
-    noise: float = 0.0
-    """Deviation of the noise at middle grey, of full scale."""
-
-    @classmethod
-    def random(cls, rng) -> 'Sensor':
-        """A plausible cheap camera."""
-        warm = rng.normal(0, 0.09)
-        return cls(
-            exposure=rng.uniform(0.13, 0.48),
-            balance=(1 + warm, 1 + rng.normal(0, 0.02), 1 - warm),
-            contrast=rng.uniform(0.85, 1.2),
-            vignette=rng.uniform(0, 0.35),
-            blur_px=rng.uniform(0, 0.9) if rng.random() < 0.6 else 0.0,
-            noise=rng.uniform(0.0, 0.035),
-        )
-
-    def develop(self, linear: np.ndarray, rng=None) -> np.ndarray:
-        """Linear RGB (H, W, 3) to an sRGB picture (H, W, 3) uint8; noise only with `rng`."""
-        h, w = linear.shape[:2]
-        level = max(float(np.minimum(linear, 4 * linear.mean()).mean()), 1e-6)
-        picture = linear * (np.float32(self.exposure / level) * np.float32(self.balance))
-        if self.vignette:
-            y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j].astype(np.float32)
-            picture *= (1 - np.float32(self.vignette / 2) * (x * x + y * y))[..., None]
-        # A soft shoulder instead of a hard clip keeps windows and lamps from flat white.
-        np.maximum(picture, 0, out=picture)
-        picture = picture / (1 + np.float32(0.25) * picture * picture) ** np.float32(0.5)
-        picture = np.minimum(picture, 1) ** np.float32(1 / 2.2 * self.contrast)
-        if self.blur_px:
-            picture = cv2.GaussianBlur(picture, (0, 0), max(self.blur_px * w / 320, 0.3))
-        if rng is not None and self.noise:
-            grain = rng.standard_normal(picture.shape, np.float32)
-            picture += grain * np.float32(self.noise) * (1.2 - 0.7 * picture)
-        return (np.clip(picture, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
 
 @dataclass(eq=False)
@@ -87,6 +42,10 @@ class Scene:
             shading.ShadowMap(light, self.solids) if light.casts_shadow else None
             for light in self.lights
         ]
+
+    @cached_property
+    def _contact(self) -> Contact:
+        return Contact(self.solids)
 
     @property
     def shell(self) -> raycast.Solid:
@@ -128,14 +87,15 @@ class Scene:
         coarse, index = raycast.cast(self.solids, pose, grid)
         seen = shading.collect(self.solids, self.textures, pose, grid, coarse, index)
         colour = shading.shade(
-            seen, self.lights, self._shadows, self.ambient, self.shell, pose[:3, 3]
+            seen, self.lights, self._shadows, self.ambient, self._contact, pose[:3, 3]
         )
         linear = np.zeros((coarse.size, 3), np.float32)
         linear[seen.pixels] = colour
         hw = intrinsics.height_px, intrinsics.width_px
         linear = linear.reshape(*coarse.shape, 3)
         linear = cv2.resize(linear, hw[::-1], interpolation=cv2.INTER_AREA)
-        return self.sensor.develop(linear, rng), self.depth(pose, intrinsics)
+        depth_m = self.depth(pose, intrinsics)
+        return self.sensor.develop(linear, rng, depth_m), depth_m
 
     def clearance_m(self, points_m: np.ndarray) -> np.ndarray:
         """Distance (N,) from points (N, 3) to the nearest surface; negative inside a solid.

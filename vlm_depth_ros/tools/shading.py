@@ -4,30 +4,37 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from vlm_depth_ros.tools.contact import Contact
 from vlm_depth_ros.tools.raycast import (
     cast,
     describe,
     Grid,
     look_along,
     portions,
-    Solid,
     surface_points,
 )
 from vlm_depth_ros.tools.textures import remap
 
 _SHADOW_PX = 224
-_SHADOW_TAN = 2.4
 
 
 @dataclass(frozen=True, eq=False)
 class Light:
-    """A small lamp: linear RGB power, shadows from a map that looks along `axis`."""
+    """A small lamp: linear RGB power, shadows from a map that looks along `axis`.
+
+    `spread_tan` is the tangent of half the map's field of view, `beyond` the share of the light
+    off the map, and `screens` are solids that nothing but this light meets: the wall about the
+    window that the sun shines through.
+    """
 
     position_m: np.ndarray
     axis: np.ndarray
     power: np.ndarray
     softness_px: float = 2.0
     casts_shadow: bool = True
+    spread_tan: float = 2.4
+    beyond: float = 1.0
+    screens: tuple = ()
 
 
 @dataclass(eq=False)
@@ -82,20 +89,22 @@ class ShadowMap:
     def __init__(self, light: Light, solids):
         """Render the solids that cast a shadow, as the light sees them, and blur the moments."""
         n = _SHADOW_PX
-        x = np.linspace(-_SHADOW_TAN, _SHADOW_TAN, n, dtype=np.float32)
+        x = np.linspace(-light.spread_tan, light.spread_tan, n, dtype=np.float32)
         self.pose = look_along(light.position_m, light.axis)
-        depth, _ = cast([s for s in solids if s.casts_shadow], self.pose, Grid(x, x))
+        blockers = [s for s in solids if s.casts_shadow] + list(light.screens)
+        depth, _ = cast(blockers, self.pose, Grid(x, x))
+        self.spread_tan, self.beyond = light.spread_tan, np.float32(light.beyond)
         depth = np.minimum(depth, 30)
         moments = cv2.merge([depth, depth * depth])
         self.moments = cv2.GaussianBlur(moments, (0, 0), light.softness_px)
 
     def lit(self, points_m: np.ndarray) -> np.ndarray:
-        """Share of the light (N,) that reaches points (3, N): Chebyshev's bound, 1 off the map."""
+        """Share of the light (N,) that reaches points (3, N): by Chebyshev's bound."""
         x, y, ahead = self.pose[:3, :3].T.astype(np.float32) @ (
             points_m - _column(self.pose[:3, 3])
         )
         z = np.maximum(ahead, 1e-3)
-        scale = np.float32((_SHADOW_PX - 1) / (2 * _SHADOW_TAN))
+        scale = np.float32((_SHADOW_PX - 1) / (2 * self.spread_tan))
         middle = np.float32((_SHADOW_PX - 1) / 2)
         u, v = x / z * scale + middle, y / z * scale + middle
         inside = (ahead > 0.05) & (np.abs(u - middle) < middle) & (np.abs(v - middle) < middle)
@@ -104,13 +113,13 @@ class ShadowMap:
         variance = np.maximum(moments[:, 1] - moments[:, 0] ** 2, 2e-4 * z)
         share = variance / (variance + np.maximum(behind, 0) ** 2)
         share = np.clip((share - 0.25) / 0.75, 0, 1)
-        return np.where(inside, share, np.float32(1))
+        return np.where(inside, share, self.beyond)
 
 
 def shade(
-    surfaces: Surfaces, lights, shadows, ambient: np.ndarray, room: Solid, eye_m
+    surfaces: Surfaces, lights, shadows, ambient: np.ndarray, contact: Contact, eye_m
 ) -> np.ndarray:
-    """Linear RGB (N, 3) of every surface: Lambert, Blinn-Phong, and dark corners of the room."""
+    """Linear RGB (N, 3) of every surface: Lambert, Blinn-Phong, and dark corners."""
     colour = np.empty_like(surfaces.albedo)
     for part in portions(slice(0, len(colour))):
         gloss = surfaces.gloss[part]
@@ -121,7 +130,7 @@ def shade(
             lights,
             shadows,
             ambient,
-            room,
+            contact,
             eye_m,
         )
         diffuse += surfaces.glow[part]
@@ -129,11 +138,9 @@ def shade(
     return colour
 
 
-def _light(p, n, gloss, lights, shadows, ambient, room, eye_m):
+def _light(p, n, gloss, lights, shadows, ambient, contact, eye_m):
     """Diffuse light and highlights (3, N) at points and normals (3, N)."""
-    gap = room.half_m[:, None].astype(np.float32) - np.abs(p - _column(room.center_m))
-    near = np.exp(np.maximum(gap, 0) * np.float32(-4)) * (1 - np.abs(n))
-    open_share = np.prod(1 - np.float32(0.4) * near, axis=0)
+    open_share = contact.open_share(p, n)
     sky = np.float32(0.8) + np.float32(0.2) * n[2]
     diffuse = open_share * sky * _column(ambient)
     shine = np.zeros_like(diffuse)
@@ -149,6 +156,8 @@ def _light(p, n, gloss, lights, shadows, ambient, room, eye_m):
         if shadow is not None:
             strength *= shadow.lit(p)
         power = _column(light.power)
+        # A lamp is wide: a dark corner sees less of it too.
+        strength *= np.float32(0.4) + np.float32(0.6) * open_share
         diffuse += strength * power
         if glossy:
             to_light += view

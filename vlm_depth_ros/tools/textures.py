@@ -219,6 +219,24 @@ def cloth(rng, color):
     return Texture(grain(image, noise(rng, 1.7), rng.uniform(0.02, 0.15)), rng.uniform(0.5, 1.5))
 
 
+def concrete(rng, color):
+    """A worn floor or a rough wall: stains, fine grain, joints between slabs, tyre marks."""
+    image = grain(canvas(color), noise(rng, 1.7), rng.uniform(0.04, 0.12))
+    image = grain(image, noise(rng, 0.4), rng.uniform(0.02, 0.06))
+    worn = np.clip(noise(rng, 1.5, 6.0) - 1, 0, 1)
+    image *= (1 - rng.uniform(0, 0.35) * worn)[..., None]
+    if rng.random() < 0.6:
+        image[:2], image[:, :2] = image[:2] * 0.5, image[:, :2] * 0.5
+    return Texture(image, rng.uniform(2.0, 5.0), gloss=rng.uniform(0, 0.25))
+
+
+def corrugated(rng, color):
+    """Sheet metal: upright folds, light on one flank and dark on the other."""
+    wave = np.sin(2 * math.pi * int(rng.integers(6, 14)) * ACROSS)
+    image = grain(canvas(color), wave, rng.uniform(0.08, 0.2))
+    return Texture(grain(image, noise(rng, 1.2), 0.04), rng.uniform(1.5, 3.0), gloss=0.1)
+
+
 def marbled(rng, color, other, gloss=0.2):
     """Stone, laminate, or leaves: two colours mixed by warped noise."""
     share = 1 / (1 + np.exp(-rng.uniform(1, 5) * noise(rng, rng.uniform(1, 1.8))))

@@ -1,7 +1,10 @@
 """What hangs on the walls of a room: doors, windows with curtains, pictures, boards with books."""
 
+import math
+
 import numpy as np
 from vlm_depth_ros.tools.furniture import box, clutter
+from vlm_depth_ros.tools.raycast import Solid
 from vlm_depth_ros.tools.shading import Light
 
 
@@ -11,6 +14,8 @@ def decorate(room) -> None:
     makers = (_door, _window, _window, _picture, _picture, _picture, _board)
     for number in range(4):
         place, run = room.wall(number)
+        if room.style == 'warehouse':
+            break
         spans = []
         for _ in range(int(rng.integers(1, 5 if run < 4 else 8))):
             maker = makers[int(rng.integers(len(makers)))]
@@ -46,6 +51,8 @@ def _window(room, number, x0, x1):
         inwards = np.array(place.at(middle, 1.25, (z0 + z1) / 2 - 0.4)) - position
         power = np.array([0.9, 0.97, 1.1]) * glow * width * rng.uniform(0.8, 2.0)
         room.lights.append(Light(position, inwards, power, rng.uniform(3, 6)))
+        if rng.random() < 0.5:
+            room.lights.append(_sun(room, place, middle, width / 2, z0, z1, glow))
     if rng.random() < 0.4:
         for x in (x0, x1):
             low = rng.uniform(0.02, z0)
@@ -55,6 +62,36 @@ def _window(room, number, x0, x1):
         a, b = middle - width * 0.4, middle + width * 0.4
         heater = box(a, b, 0.03, 0.11, 0.12, z0 - 0.12, 'white', 'panels')
         _hang(room, number, heater, shadow=True)
+
+
+def _sun(room, place, middle, half, z0, z1, glow) -> Light:
+    """The sun through one window: a far lamp, and the wall about the window as its screen."""
+    rng, far, center = room.rng, 15.0, (z0 + z1) / 2
+    height, aside = math.radians(rng.uniform(15, 50)), math.radians(rng.uniform(-50, 50))
+    level = far * math.cos(height)
+    sun = (middle + level * math.sin(aside), -level * math.cos(aside))
+    position = np.array(place.at(*sun, center + far * math.sin(height)))
+    # Mullions cut the patch of light in two; the outside lies at y < 0.
+    rims = (
+        box(middle - 6, middle - half, -0.06, 0, z0 - 6, z1 + 6, 'wall'),
+        box(middle + half, middle + 6, -0.06, 0, z0 - 6, z1 + 6, 'wall'),
+        box(middle - half, middle + half, -0.06, 0, z0 - 6, z0, 'wall'),
+        box(middle - half, middle + half, -0.06, 0, z1, z1 + 6, 'wall'),
+        box(middle - 0.03, middle + 0.03, -0.06, 0, z0, z1, 'wall'),
+    )
+    screens = tuple(
+        Solid.upright('box', place.at(*rim.center), rim.half, place.yaw_rad) for rim in rims
+    )
+    power = np.array([1.25, 1.05, 0.8]) * far**2 * glow * rng.uniform(0.8, 2.0)
+    return Light(
+        position,
+        np.array(place.at(middle, 0, center)) - position,
+        power,
+        1.0,
+        spread_tan=1.05 * math.hypot(half, (z1 - z0) / 2) / far,
+        beyond=0.0,
+        screens=screens,
+    )
 
 
 def _picture(room, number, x0, x1):
