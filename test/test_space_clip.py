@@ -213,6 +213,37 @@ def test_taps_of_24_layers_lie_at_the_same_depth(structural, expected):
     assert (head.semantic, head.structural) == ((24, 18, 12, 6), expected)
 
 
+@pytest.mark.parametrize(('structural', 'expected'), [
+    ('early', (2, 1, 0)), ('middle', (3, 2, 1)), ('late', (4, 3, 2)), ('none', ()),
+])  # fmt: skip
+def test_presets_of_a_hierarchical_tower_are_one_map_apart(structural, expected):
+    """Its maps are few; early ends in the stem and late starts at the deepest semantic tap."""
+    spec = shared('tiny-fastvit').spec
+    assert spec.strides == (4, 4, 8, 16, 32)
+    head = head_of(spec, 'meta', structural=structural)
+    assert (head.semantic, head.structural) == ((4, 3, 2, 1), expected)
+
+
+OTHER_STRIDES = replace(TINY, is_hierarchical=True, strides=(2, 4, 8, 16), widths=(8, 9, 10, 11))
+
+
+@pytest.mark.parametrize(('options', 'semantic', 'structural'), [
+    ({'semantic': (3, 2, 1, 0), 'structural': 'none'}, (3, 2, 1, 0), ()),
+    ({'semantic': (3, 2, 1, 0), 'structural': (2, 1, 0)}, (3, 2, 1, 0), (2, 1, 0)),
+    ({'semantic': (3, 2, 1, 0)}, (3, 2, 1, 0), (3, 2, 1)),
+])  # fmt: skip
+def test_a_hierarchical_tower_needs_no_stride_that_nobody_reads(options, semantic, structural):
+    """Explicit taps win: this one has no map of stride 32."""
+    head = head_of(OTHER_STRIDES, **options, **SLIM)
+    assert (head.semantic, head.structural) == (semantic, structural)
+    maps = {
+        k: torch.randn(1, OTHER_STRIDES.widths[k], 64 // stride, 96 // stride)
+        for k, stride in enumerate(OTHER_STRIDES.strides)
+    }
+    depth_m = head(Features(maps, torch.randn(1, TINY.pooled_width))).depth_m
+    assert depth_m.shape == (1, 1, 64, 96), '16 times the grid of the first semantic tap'
+
+
 def test_explicit_taps_are_taken_as_they_are():
     head = head_of(device='meta', structural=[8, 2, 1], semantic=[11, 10, 4, 0])
     assert (head.structural, head.semantic) == ((8, 2, 1), (11, 10, 4, 0))
@@ -244,10 +275,12 @@ def test_depth_of_a_hierarchical_tower_has_half_the_input_size(tower):
 
 
 @pytest.mark.parametrize(('options', 'spec', 'message'), [
-    ({}, replace(TINY, is_hierarchical=True, strides=(2, 4, 8, 16), widths=(8,) * 4),
-     r"head space_clip cannot work on tower 'tiny': it has no map of stride \[32\]"),
-    ({'structural': 'early'}, None, "structural 'early' names blocks of a plain transformer; "
-     "hierarchical tower 'pocket-tower' takes middle"),
+    ({}, OTHER_STRIDES, r"head space_clip cannot work on tower 'tiny': it has no map of stride "
+     r"\[32\] \(strides \(2, 4, 8, 16\)\). Name its layers in semantic and structural."),
+    ({'semantic': (3, 2, 1, 0)}, replace(OTHER_STRIDES, strides=(1, 2, 8, 32)),
+     r"'tiny': it has no map of stride \[16, 4\]"),
+    ({'structural': 'early'}, replace(OTHER_STRIDES, strides=(4, 8, 16, 32)),
+     r"layer -1 does not exist on tower 'tiny' \(0 to 3\)"),
     ({'structural': (1, 2, 5)}, None, "layer 5 does not exist on tower 'pocket-tower' "),
     ({'semantic': (13, 9, 6, 3)}, TINY, r"layer 13 does not exist on tower 'tiny' \(0 to 12\)"),
     ({'structural': (2, 1, -1)}, TINY, "layer -1 does not exist on tower 'tiny'"),
@@ -325,7 +358,7 @@ def test_depth_without_auxiliary_heads_is_the_same_depth():
 
 
 def test_an_even_start_leaves_no_grid_of_two_pixels():
-    """Before training, the four pixels that one cell becomes are equal; by default they are not."""
+    """Before training the four pixels of a cell are equal; by default they are not."""
     for even in (True, False):
         head = head_of(TINY, **SLIM, even_start=even)
         up = head.main_decoder_blocks[0].upsample_low.upsample
