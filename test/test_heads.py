@@ -13,13 +13,24 @@ from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
 from vlm_depth_ros.core.heads.linear import LinearHead
 from vlm_depth_ros.core.heads.registry import build_head, HEADS
 
-TOWERS = ('tiny-vit', 'tiny-siglip', 'pocket-tower', 'tiny-resnet', 'tiny-fastvit')
+TOWERS = (
+    'tiny-vit', 'tiny-siglip', 'pocket-tower', 'tiny-resnet', 'tiny-rn50', 'tiny-fastvit'
+)  # fmt: skip
 HW = {'tiny-siglip': (64, 96)}
 # Heads that are made for some towers only; what they say to the others is in their own tests.
-ACCEPTS = {'moa_depthclip': ('tiny-vit',)}
-NO_POOLED = ('moa_depthclip',)
+ACCEPTS = {'moa_depthclip': ('tiny-vit',), 'depthclip': ('tiny-resnet', 'tiny-rn50')}
+NO_POOLED = ('moa_depthclip', 'depthclip')
+# The mode that trains, and less like an arg max: bfloat16 alone would turn it. The rest of it is
+# in its own tests.
+OPTIONS = {'depthclip': {'mode': 'learned', 'temperature': 2.0}}
 every_head = pytest.mark.parametrize('head_name', HEADS)
 every_tower = pytest.mark.parametrize('tower', TOWERS)
+some_towers = pytest.mark.parametrize('tower', ['tiny-vit', 'pocket-tower', 'tiny-rn50'])
+
+
+def options_of(head_name):
+    """With which the contract is tested: the defaults, for most."""
+    return {'name': head_name, **OPTIONS.get(head_name, {})}
 
 
 def made(head_name, tower):
@@ -28,7 +39,7 @@ def made(head_name, tower):
         pytest.skip(f'{head_name} is not made for {tower}')
     backbone = shared(tower, HW.get(tower, (64, 96)))
     torch.manual_seed(0)
-    head = build_head({'name': head_name}, backbone.spec).eval()
+    head = build_head(options_of(head_name), backbone.spec).eval()
     if hasattr(head, 'context'):
         head.context.fill_(0.1)  # What a desk has stored.
     return head, backbone
@@ -129,7 +140,7 @@ def test_the_image_reaches_the_depth(head_name, tower):
 
 
 @every_head
-@pytest.mark.parametrize('tower', ['tiny-vit', 'pocket-tower'])
+@some_towers
 def test_training_moves_every_parameter_of_the_head_and_none_of_the_tower(head_name, tower):
     """TFI-FB: the tower is frozen; its state has the same hash, and no gradient is in it."""
     head, backbone = made(head_name, tower)
@@ -153,11 +164,11 @@ def test_training_moves_every_parameter_of_the_head_and_none_of_the_tower(head_n
 
 
 @every_head
-@pytest.mark.parametrize('tower', ['tiny-vit', 'pocket-tower'])
+@some_towers
 def test_a_state_restores_the_head_bit_for_bit(head_name, tower):
     head, backbone = made(head_name, tower)
     torch.manual_seed(9)
-    other = build_head({'name': head_name}, backbone.spec).eval()
+    other = build_head(options_of(head_name), backbone.spec).eval()
     found = features_of(head, backbone)
     with torch.no_grad():
         assert not torch.equal(other(found).depth_m, head(found).depth_m)
@@ -166,7 +177,7 @@ def test_a_state_restores_the_head_bit_for_bit(head_name, tower):
 
 
 @every_head
-@pytest.mark.parametrize('tower', ['tiny-vit', 'pocket-tower'])
+@some_towers
 def test_a_deep_copy_is_a_head_of_its_own(head_name, tower):
     """Averaging weights in training needs one."""
     head, backbone = made(head_name, tower)
@@ -181,7 +192,7 @@ def test_a_deep_copy_is_a_head_of_its_own(head_name, tower):
 
 
 @every_head
-@pytest.mark.parametrize('tower', ['tiny-vit', 'pocket-tower'])
+@some_towers
 def test_half_precision_stays_near(head_name, tower):
     head, backbone = made(head_name, tower)
     with torch.no_grad():

@@ -211,7 +211,18 @@ class Backbone(TowerState):
         # RN50's attention pool projects inside, so the mean of the last map stands in.
         pooled = maps[4].mean(dim=(2, 3))
         embedding = self._attention_pooled(maps[4]) if want_embedding else None
-        return Features({k: maps[k] for k in layers}, pooled, embedding)
+        extras = {'project_map': self.project_map}
+        return Features({k: maps[k] for k in layers}, pooled, embedding, extras)
+
+    def project_map(self, last: torch.Tensor) -> torch.Tensor:
+        """Last map (B, C, h, w) of CLIP's ResNet in the joint space, (B, E, h, w), cell by cell.
+
+        Value and output projection of the attention pool, without its attention and positions
+        (MaskCLIP, Zhou et al., ECCV 2022). A head calls it as ``Features.extras['project_map']``;
+        other towers have none.
+        """
+        pool = self.tower.attnpool
+        return pool.c_proj(pool.v_proj(last.movedim(1, -1))).movedim(-1, 1)
 
     def _attention_pooled(self, last: torch.Tensor) -> torch.Tensor:
         pool = self.tower.attnpool

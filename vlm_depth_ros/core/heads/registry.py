@@ -6,13 +6,19 @@ from vlm_depth_ros.core.config import from_mapping
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.features import BackboneSpec
 from vlm_depth_ros.core.heads.base import DepthHead
+from vlm_depth_ros.core.heads.depthclip import DepthClipHead
+from vlm_depth_ros.core.heads.dpt import DptHead
 from vlm_depth_ros.core.heads.linear import LinearHead
+from vlm_depth_ros.core.heads.linear_bins import LinearBinsHead
 from vlm_depth_ros.core.heads.moa_depthclip import MoaDepthClipHead
 from vlm_depth_ros.core.heads.space_clip import SpaceClipHead
 
 HEADS: dict[str, type[DepthHead]] = {
-    head.name: head for head in (SpaceClipHead, LinearHead, MoaDepthClipHead)
-}
+    head.name: head
+    for head in (
+        SpaceClipHead, LinearHead, MoaDepthClipHead, DepthClipHead, LinearBinsHead, DptHead
+    )
+}  # fmt: skip
 
 
 def build_head(options: Mapping, spec: BackboneSpec) -> DepthHead:
