@@ -12,7 +12,6 @@ from vlm_depth_ros.core.errors import ConfigError, InputError
 from vlm_depth_ros.files.pairs import read_pairs
 from vlm_depth_ros.tools import datasets
 from vlm_depth_ros.tools.datasets import load_set, parse_rows, select_rows, SetConfig
-from vlm_depth_ros.tools.train import _draw
 
 
 @pytest.mark.parametrize('text, rows', [
@@ -104,15 +103,6 @@ def test_streamed_set_gives_the_values_of_the_one_in_memory(tmp_path):
             assert torch.equal(streamed.focal[i], cached.focal[i])
             depths = streamed.depth_m[i], cached.depth_m[i]
             assert torch.equal(*(depth_m.nan_to_num(-1) for depth_m in depths))
-
-
-def test_streamed_set_draws_what_the_one_in_memory_draws(tmp_path):
-    write_set(tmp_path / 'set', [1.0, 2.0, 3.0])
-    drawn = []
-    for in_memory in (True, False):
-        sets = [load_set(SetConfig('set', in_memory=in_memory), tmp_path, (24, 32))]
-        drawn.append(_draw(sets, 8, torch.Generator().manual_seed(5)))
-    assert all(torch.equal(a, b) for a, b in zip(*drawn))
 
 
 def test_set_that_does_not_fit_says_how_much_memory_it_needs(tmp_path, monkeypatch):

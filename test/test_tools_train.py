@@ -14,11 +14,14 @@ from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.heads.registry import build_head
 from vlm_depth_ros.core.model import load_model
 from vlm_depth_ros.core.tower_naming import state_sha256
+from vlm_depth_ros.tools import stage
 from vlm_depth_ros.tools import train as training
 from vlm_depth_ros.tools.augment import AugmentConfig
 from vlm_depth_ros.tools.cli import main
 from vlm_depth_ros.tools.datasets import SetConfig
 from vlm_depth_ros.tools.recipe import read_recipe, StageConfig
+from vlm_depth_ros.tools.stage import Stage
+from vlm_depth_ros.tools.training_state import resume_path
 import yaml
 
 POCKET = Path(__file__).parent.parent / 'config' / 'train' / 'pocket.yaml'
@@ -70,14 +73,14 @@ def recipe(data):
 def unbroken(data, recipe):
     """(weights file, state after each check) of a run from start to end."""
     states = []
-    write = training._StageRun._write_resume
+    write = Stage._write_resume
 
     def write_and_keep(self):
         write(self)
-        states.append(shutil.copy(training._resume_path(self.out), data / f'{len(states)}.resume'))
+        states.append(shutil.copy(resume_path(self.job.out), data / f'{len(states)}.resume'))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._StageRun, '_write_resume', write_and_keep)
+        patch.setattr(Stage, '_write_resume', write_and_keep)
         training.train(read_recipe(recipe), data, data / 'unbroken.safetensors')
     return data / 'unbroken.safetensors', states
 
@@ -131,12 +134,13 @@ def test_file_holds_the_best_state_of_the_last_stage(unbroken):
 def test_frozen_stage_starts_from_a_fresh_head(data, recipe, monkeypatch):
     starts = []
 
-    def stop_at_once(self, progress):
-        starts.append({k: v.clone() for k, v in self.model.head.state_dict().items()})
-        self.model.head.load_state_dict({k: v + 1 for k, v in starts[-1].items()})
+    def stop_at_once(self):
+        head = self.job.model.head
+        starts.append({k: v.clone() for k, v in head.state_dict().items()})
+        head.load_state_dict({k: v + 1 for k, v in starts[-1].items()})
         return {}
 
-    monkeypatch.setattr(training._StageRun, 'run', stop_at_once)
+    monkeypatch.setattr(Stage, 'run', stop_at_once)
     training.train(read_recipe(recipe), data, data / 'fresh.safetensors')
     spec = load_model(data / 'fresh.safetensors').backbone.spec
     torch.manual_seed(RECIPE['seed'] + 1)
@@ -148,7 +152,7 @@ def test_frozen_stage_starts_from_a_fresh_head(data, recipe, monkeypatch):
 @pytest.mark.parametrize('check', range(CHECKS))
 def test_resumed_run_equals_the_unbroken_one_bit_for_bit(check, unbroken, data, recipe):
     out = data / f'resumed{check}.safetensors'
-    shutil.copy(unbroken[1][check], training._resume_path(out))
+    shutil.copy(unbroken[1][check], resume_path(out))
     torch.rand(7)  # the state of the global generator at the start has no say
     training.train(read_recipe(recipe), data, out, resume=True)
     expected, found = tensors(unbroken[0]), tensors(out)
@@ -158,13 +162,13 @@ def test_resumed_run_equals_the_unbroken_one_bit_for_bit(check, unbroken, data, 
 
 def test_interrupted_run_leaves_a_state_and_no_weights(data, recipe, monkeypatch, capsys):
     out = data / 'killed.safetensors'
-    monkeypatch.setattr(training._StageRun, '_write_resume', _kill_after(1))
-    assert main(['train', str(recipe), str(out), '--data', str(data)]) == 130
-    assert not out.exists() and training._resume_path(out).is_file()
+    monkeypatch.setattr(Stage, '_write_resume', _kill_after(1))
+    assert run(recipe, out, data) == 130
+    assert not out.exists() and resume_path(out).is_file()
     assert capsys.readouterr().err.endswith('train: stopped.\n')
 
 
-def _kill_after(count, write=training._StageRun._write_resume):
+def _kill_after(count, write=Stage._write_resume):
     left = [count]
 
     def write_and_die(self):
@@ -176,32 +180,38 @@ def _kill_after(count, write=training._StageRun._write_resume):
     return write_and_die
 
 
-@pytest.mark.parametrize('poison', ['loss', 'forward', 'gradient'])
-def test_step_that_is_not_finite_is_left_out(poison, data, recipe, monkeypatch, caplog):
-    loss, one_step, seen = training._StageRun._loss, training._StageRun._one_step, {}
+def poison(monkeypatch, kind, steps):
+    """Spoil these steps of the first stage."""
+    terms = Stage._terms
 
-    def poisoned(self, view, truth):
-        if self.index or self.step != 1:
-            return loss(self, view, truth)
-        if poison == 'forward':
-            return loss(self, view * torch.nan, truth)
-        value = loss(self, view, truth)
-        if poison == 'loss':
-            return value * torch.inf
-        value.register_hook(lambda gradient: gradient * torch.nan)
-        return value
+    def poisoned(self, batch):
+        if self.index or self.step not in steps:
+            return terms(self, batch)
+        if kind == 'forward':
+            return terms(self, replace(batch, view=batch.view * torch.nan))
+        found = terms(self, batch)
+        if kind == 'loss':
+            return found | {'poison': found['silog'] * torch.inf}
+        found['silog'].register_hook(lambda gradient: gradient * torch.nan)
+        return found
 
-    def watched(self):
-        before = {k: v.clone() for k, v in self.model.named_parameters()}
-        answer = one_step(self)
+    monkeypatch.setattr(Stage, '_terms', poisoned)
+
+
+@pytest.mark.parametrize('kind', ['loss', 'forward', 'gradient'])
+def test_step_that_is_not_finite_is_left_out(kind, data, recipe, monkeypatch, caplog):
+    one_step, seen = Stage._one_step, {}
+
+    def watched(self, batch):
+        before = {k: v.clone() for k, v in self.job.model.named_parameters()}
+        answer = one_step(self, batch)
         if not self.index and self.step == 1:
-            seen['changed'] = [
-                k for k, v in self.model.named_parameters() if not torch.equal(v, before[k])
-            ]
+            now = self.job.model.named_parameters()
+            seen['changed'] = [k for k, v in now if not torch.equal(v, before[k])]
         return answer
 
-    monkeypatch.setattr(training._StageRun, '_loss', poisoned)
-    monkeypatch.setattr(training._StageRun, '_one_step', watched)
+    poison(monkeypatch, kind, steps=[1])
+    monkeypatch.setattr(Stage, '_one_step', watched)
     config = replace(read_recipe(recipe), check_every=4)
     training.train(config, data, data / 'poisoned.safetensors')
     assert seen['changed'] == []
@@ -209,16 +219,28 @@ def test_step_that_is_not_finite_is_left_out(poison, data, recipe, monkeypatch, 
     assert all(torch.isfinite(v).all() for v in tensors(data / 'poisoned.safetensors').values())
 
 
+def test_losses_that_stay_infinite_end_the_run_and_leave_its_last_state(
+    data, recipe, monkeypatch, caplog, capsys
+):
+    monkeypatch.setattr(stage, 'MOST_LEFT_OUT', 2)
+    poison(monkeypatch, 'loss', steps=[2, 3])
+    out = data / 'lost.safetensors'
+    assert run(recipe, out, data) == 1
+    message = mistake(capsys)
+    assert 'stage tower, step 3: 2 steps in a row had no finite loss (the last: inf)' in message
+    assert 'Lower lr' in message and resume_path(out).is_file() and not out.exists()
+    assert sum('the step is left out' in r.message for r in caplog.records) == 2
+
+
 def test_tower_that_moves_while_frozen_ends_the_run(data, recipe, monkeypatch):
-    check = training._StageRun._check
+    check = Stage._check
 
-    def meddle(self):
+    def meddle(self, curves):
         if self.index:
-            for model in (self.model, self.average.module):
-                next(model.backbone.parameters()).data += 1
-        check(self)
+            next(self.job.model.backbone.parameters()).data += 1
+        return check(self, curves)
 
-    monkeypatch.setattr(training._StageRun, '_check', meddle)
+    monkeypatch.setattr(Stage, '_check', meddle)
     with pytest.raises(WeightsError, match='stage head: the frozen tower changed'):
         training.train(read_recipe(recipe), data, data / 'moved.safetensors')
     assert not (data / 'moved.safetensors').exists()
@@ -247,7 +269,7 @@ class _unbuilt(torch.nn.Module):
 
 
 def run(recipe, out, data, *flags):
-    return main(['train', str(recipe), str(out), '--data', str(data), *flags])
+    return main(['train', str(recipe), str(out), '--data', str(data), '--device', 'cpu', *flags])
 
 
 def mistake(capsys):
@@ -337,8 +359,8 @@ def test_missing_teacher_is_named(recipe, data, tmp_path):
 def test_pocket_recipe_reads_and_keeps_the_data_rules():
     """Rows that judge or choose never train; the sets from elsewhere never do."""
     config = read_recipe(POCKET)
-    for stage in config.stages:
-        from_mapping(StageConfig, stage, 'stages')
+    for entry in config.stages:
+        from_mapping(StageConfig, entry, 'stages')
     from_mapping(AugmentConfig, config.augment, 'augment')
     assert not config.stages[0]['frozen_tower'] and config.stages[-1]['frozen_tower']
     select = from_mapping(SetConfig, config.select, 'select')

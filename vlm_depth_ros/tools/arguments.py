@@ -13,6 +13,7 @@ def train(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--data', type=Path, default=Path('../shared/data'), help='folder that holds the sets'
     )
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument(
         '--resume', action='store_true', help='go on from OUT.resume, written at every check'
     )

@@ -3,6 +3,13 @@
 import torch
 import torch.nn.functional as F
 
+NEAREST_M = 1e-7
+"""Logarithms take nothing nearer (SPACE-CLIP's constant)."""
+SSIM_WINDOWS = ('whole', 'all')
+SSIM_SIDE, SSIM_SIGMA = 11, 1.5
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
+"""Wang et al. 2004, for values in 0..1."""
+
 
 def silog(depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor, focus: float = 0.85):
     """Scale-invariant log loss over all valid pixels of the batch (Eigen et al. 2014, as in BTS).
@@ -63,7 +70,55 @@ def log_gradient(depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tens
 
 def _log_error(depth_m: torch.Tensor, truth_m: torch.Tensor) -> torch.Tensor:
     # clamp() lets NaN pass; the masks above drop it, and nan_to_num keeps it out of gradients.
-    return depth_m.clamp(min=1e-6).log() - truth_m.nan_to_num(nan=1.0).clamp(min=1e-6).log()
+    truth_m = truth_m.nan_to_num(nan=1.0)
+    return depth_m.clamp(min=NEAREST_M).log() - truth_m.clamp(min=NEAREST_M).log()
+
+
+def dissimilarity(
+    depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor, windows: str = 'whole'
+) -> torch.Tensor:
+    """Mean of 1 - SSIM (Wang et al. 2004) of two depth maps, as SPACE-CLIP scales them.
+
+    Both are shifted and scaled so that the valid truth of each sample spans 0..1, then clipped to
+    it. Windows are Gaussian, 11x11, sigma 1.5; beyond the picture lie zeros.
+
+    Args:
+        depth_m: (B, 1, H, W) prediction, metres.
+        truth_m: (B, 1, H, W) metres; what is NaN counts as 0, as where nothing was measured.
+        valid: (B, 1, H, W) bool.
+        windows: ``all``: every window around a valid pixel, as published, where holes of the
+            truth are the nearest depth; ``whole``: only those that are valid all over.
+
+    Returns:
+        A scalar in 0..2; 0 where no window counts.
+    """
+    truth_m = truth_m.nan_to_num(nan=0.0)
+    some = valid.flatten(1).any(1)[:, None, None, None]
+    low = torch.where(valid, truth_m, torch.inf).amin((1, 2, 3), keepdim=True)
+    high = torch.where(valid, truth_m, -torch.inf).amax((1, 2, 3), keepdim=True)
+    low, span = torch.where(some, low, 0.0), torch.where(some, high - low, 1.0).clamp(min=1e-6)
+    p, t = (((m - low) / span).clamp(0, 1) for m in (depth_m, truth_m))
+    mean_p, mean_t = _window_mean(p), _window_mean(t)
+    var_p = _window_mean(p * p) - mean_p**2
+    var_t = _window_mean(t * t) - mean_t**2
+    cov = _window_mean(p * t) - mean_p * mean_t
+    ssim = (2 * mean_p * mean_t + SSIM_C1) * (2 * cov + SSIM_C2)
+    ssim = ssim / ((mean_p**2 + mean_t**2 + SSIM_C1) * (var_p + var_t + SSIM_C2))
+    counts = _whole_windows(valid) if windows == 'whole' else valid
+    return torch.where(counts, 1 - ssim, 0.0).sum() / counts.sum().clamp(min=1)
+
+
+def _window_mean(x: torch.Tensor) -> torch.Tensor:
+    offsets = torch.arange(SSIM_SIDE, dtype=x.dtype, device=x.device) - SSIM_SIDE // 2
+    weights = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    row = (weights / weights.sum())[None, None, None]
+    x = F.conv2d(x, row, padding=(0, SSIM_SIDE // 2))
+    return F.conv2d(x, row.transpose(2, 3), padding=(SSIM_SIDE // 2, 0))
+
+
+def _whole_windows(valid: torch.Tensor) -> torch.Tensor:
+    missing = F.pad(1.0 - valid.float(), [SSIM_SIDE // 2] * 4, value=1.0)
+    return F.max_pool2d(missing, SSIM_SIDE, stride=1) == 0
 
 
 def correlation(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

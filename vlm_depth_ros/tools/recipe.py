@@ -5,7 +5,12 @@ from pathlib import Path
 
 from vlm_depth_ros.core.config import from_mapping, require
 from vlm_depth_ros.core.errors import ConfigError
+from vlm_depth_ros.tools.losses import SSIM_WINDOWS
+from vlm_depth_ros.tools.metrics import PROTOCOLS
+from vlm_depth_ros.tools.samples import VIEWS
 import yaml
+
+PRECISIONS = ('bf16', 'fp32')
 
 
 @dataclass(frozen=True)
@@ -13,11 +18,17 @@ class StageConfig:
     """One run of the optimiser."""
 
     name: str
-    frozen_tower: bool
-    steps: int
     lr: float
     """Peak of a linear warm-up over 5 % of the steps and a cosine to 1 % of it."""
+    frozen_tower: bool = True
+    """False also trains the tower; only for one of our own."""
+    steps: int | None = None
+    """Steps of random samples, sets by their weights; or `epochs`."""
+    epochs: int | None = None
+    """Shuffled passes over all samples; the rest that fills no batch is left out of a pass."""
     weight_decay: float = 0.02
+    decay_all: bool = False
+    """Weight decay on norms and biases too."""
     teacher_weight: float = 0.0
     """Weight of the feature teacher; only where the tower learns."""
     relative_weight: float = 0.0
@@ -25,11 +36,20 @@ class StageConfig:
 
     def __post_init__(self):
         """Check bounds."""
-        require(self.steps > 0, f'stage {self.name}: steps = {self.steps}, expected at least 1.')
-        require(self.lr > 0, f'stage {self.name}: lr = {self.lr}, expected a positive number.')
+        where = f'stage {self.name}'
+        require(
+            (self.steps is None) != (self.epochs is None),
+            f'{where}: steps = {self.steps}, epochs = {self.epochs}, expected one of the two.',
+        )
+        for what in ('steps', 'epochs'):
+            value = getattr(self, what)
+            require(
+                value is None or value > 0, f'{where}: {what} = {value}, expected at least 1.'
+            )
+        require(self.lr > 0, f'{where}: lr = {self.lr}, expected a positive number.')
         require(
             not (self.frozen_tower and self.teacher_weight),
-            f'stage {self.name}: a frozen tower cannot follow a teacher.',
+            f'{where}: a frozen tower cannot follow a teacher.',
         )
 
 
@@ -46,17 +66,38 @@ class TrainConfig:
     stages: tuple[dict, ...]
     """`StageConfig` each."""
     batch: int = 16
+    """Samples of a step, in all processes together."""
+    accumulate: int = 1
+    """Parts of a batch that go through the network one after the other. Losses and the statistics
+    of normalisations are those of a part; gradients are averaged."""
+    precision: str = 'bf16'
+    """``bf16`` (autocast) or ``fp32``."""
     cache_hw: tuple[int, int] = (240, 320)
     """Working size of the images in memory."""
+    views: str = 'camera'
+    """How a sample becomes what the network sees: a key of `samples.VIEWS`."""
     augment: dict = field(default_factory=dict)
-    """`AugmentConfig`."""
+    """Options of these views: `AugmentConfig` for ``camera``."""
+    feature_views: int = 0
+    """Fixed views of each image, whose features of the frozen tower are computed once and kept on
+    disk; 0: a fresh view at every draw, and nothing is kept."""
+    silog_weight: float = 1.0
+    ssim_weight: float = 0.0
+    ssim_windows: str = 'whole'
+    """``whole``: only windows without a missing pixel count; ``all``: as published."""
     gradient_weight: float = 2.0
     aux_weights: tuple[float, ...] = (0.1, 0.05, 0.0)
     """SPACE-CLIP's weights of the auxiliary heads, coarse to fine."""
+    moa_weight: float = 0.0
+    """Weight of the loss `losses_moa.moa_loss`, for the head ``moa_depthclip``."""
     ema: float = 0.998
-    """Decay of the averaged weights that are judged and saved."""
+    """Decay of the averaged weights that are judged beside the raw ones."""
+    ema_from_start: bool = False
+    """Average from the untrained state on; False: from the first step's."""
     check_every: int = 200
-    """Steps between checks on the selection rows."""
+    """Steps between checks on the selection rows; in a stage of epochs they follow each epoch."""
+    protocol: str = 'nyu'
+    """By which the selection rows judge: a key of `metrics.PROTOCOLS`."""
     seed: int = 42
     teacher: str | None = None
     """ONNX file, relative to the data root."""
@@ -64,13 +105,25 @@ class TrainConfig:
     notice: str = ''
 
     def __post_init__(self):
-        """Check counts."""
+        """Check counts and names."""
         for what in ('sets', 'stages'):
             require(len(getattr(self, what)) > 0, f'{self.name}: {what} is empty.')
-        for what in ('batch', 'check_every'):
+        for what in ('batch', 'check_every', 'accumulate'):
             value = getattr(self, what)
             require(value > 0, f'{self.name}: {what} = {value}, expected at least 1.')
+        require(
+            self.feature_views >= 0,
+            f'{self.name}: feature_views = {self.feature_views}, expected 0 or more.',
+        )
         require(0 <= self.ema < 1, f'{self.name}: ema = {self.ema}, expected 0 to below 1.')
+        for what, known in (
+            ('precision', PRECISIONS),
+            ('views', tuple(VIEWS)),
+            ('ssim_windows', SSIM_WINDOWS),
+            ('protocol', tuple(PROTOCOLS)),
+        ):
+            value = getattr(self, what)
+            require(value in known, f'{self.name}: {what} = {value!r}, expected one of {known}.')
 
 
 def read_recipe(path: Path) -> TrainConfig:

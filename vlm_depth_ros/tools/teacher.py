@@ -62,15 +62,18 @@ class FeatureTeacher(nn.Module):
         )
 
     def forward(self, rgb: torch.Tensor, features: Features) -> torch.Tensor:
-        """Mean of 1 - correlation over the matched maps; `rgb` is (B, 3, h, w) in 0..1."""
+        """Mean of 1 - correlation over the matched maps; `rgb` is (B, 3, h, w) in 0..1.
+
+        The teacher itself runs on the CPU.
+        """
         truth = self._run(rgb * 2 - 1, self._names)
         terms = [
-            correlation(project(features.maps[k].float()), truth[name])
+            correlation(project(features.maps[k].float()), truth[name].to(rgb.device))
             for k, name, project in zip(self.layers, self._names, self.projections)
         ]
         return sum(terms) / len(terms)
 
     def _run(self, image: torch.Tensor, names: list[str] | None = None) -> dict:
         names = names or [o.name for o in self._session.get_outputs()]
-        found = self._session.run(names, {'image': image.contiguous().numpy()})
+        found = self._session.run(names, {'image': image.cpu().contiguous().numpy()})
         return {n: torch.from_numpy(m) for n, m in zip(names, found)}

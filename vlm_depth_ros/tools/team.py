@@ -5,21 +5,42 @@ do not fill two cores.
 """
 
 from collections.abc import Iterable
+from datetime import timedelta
 import os
 
 import torch
 from torch import nn
 import torch.distributed as dist
+from vlm_depth_ros.core.config import RuntimeConfig
+from vlm_depth_ros.core.devices import choose_device
+
+LONGEST_WAIT = timedelta(hours=6)
+"""For one process while it judges or computes features; torch gives up after minutes."""
 
 
 class Team:
-    """All processes of a run; one alone when ``torchrun`` did not start it."""
+    """All processes of a run; one alone when ``torchrun`` did not start it.
 
-    def __init__(self):
+    Args:
+        device: As `RuntimeConfig.device`; with several processes ``auto`` and ``cuda`` take one
+            CUDA device for each.
+
+    Raises:
+        ConfigError: If CUDA is asked for and absent.
+    """
+
+    def __init__(self, device: str = 'cpu'):
         self.size = int(os.environ.get('WORLD_SIZE', 1))
         self.rank = int(os.environ.get('RANK', 0))
+        self.device = choose_device(RuntimeConfig(device=device).device, torch.cuda.device_count())
+        if self.device.type == 'cuda':
+            if self.device.index is None:
+                number = int(os.environ.get('LOCAL_RANK', 0))
+                self.device = choose_device(f'cuda:{number}', torch.cuda.device_count())
+            torch.cuda.set_device(self.device)
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group('gloo')
+            backend = 'nccl' if self.device.type == 'cuda' else 'gloo'
+            dist.init_process_group(backend, timeout=LONGEST_WAIT)
 
     @property
     def is_first(self) -> bool:
@@ -45,3 +66,8 @@ class Team:
         if self.size > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Go on when everybody is here."""
+        if self.size > 1:
+            dist.barrier()
