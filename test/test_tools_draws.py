@@ -108,6 +108,8 @@ def test_failure_while_preparing_ahead_is_the_failure_of_its_step():
 @pytest.mark.parametrize('source, stage, options, message', [
     (Numbers(9), STEPS, {'size': 3}, '3 process.es. x accumulate 1, expected a multiple of 3'),
     (Numbers(9), STEPS, {'config': replace(RECIPE, accumulate=8)}, 'expected a multiple of 8'),
+    (Numbers(9), replace(STEPS, frozen_tower=False),
+     {'config': replace(RECIPE, accumulate=4)}, 'batch = 4 leaves one sample for each of 4 parts'),
     (Numbers(3), EPOCHS, {}, 'the sets have 3 samples, too few for one batch of 4'),
     (Numbers(9, 9, weights=[1.0, 0.5]), EPOCHS, {}, 'epochs take every sample once'),
 ])  # fmt: skip

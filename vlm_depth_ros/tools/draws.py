@@ -54,6 +54,11 @@ class Draws:
             f'{config.name}: batch = {config.batch} cannot be divided by {team.size} process(es) '
             f'x accumulate {config.accumulate}, expected a multiple of {parts}.',
         )
+        require(
+            stage.frozen_tower or config.batch > parts,
+            f'{config.name}: batch = {config.batch} leaves one sample for each of {parts} parts, '
+            'too few to normalise the maps of a tower that learns. Take a larger batch.',
+        )
         self.steps, self.steps_per_epoch = stage.steps, None
         if stage.epochs is not None:
             self._check_epochs(stage)
