@@ -60,11 +60,18 @@ setup(
             'ros-lifecycle-msgs==2.0.3',
         ],
         # transformers: the towers are compared with its own CLIP and SigLIP. The last two write
-        # NYU Depth V2's files, to be read back.
-        'test': ['pytest>=7', 'transformers>=4.45', 'h5py>=3.8', 'scipy>=1.11'],
+        # NYU Depth V2's files, to be read back; training curves are read back too.
+        'test': [
+            'pytest>=7',
+            'transformers>=4.45',
+            'h5py>=3.8',
+            'scipy>=1.11',
+            'tensorboard>=2.14',
+        ],
         'lint': ['ruff>=0.9,<1'],
         # The feature teacher of the tower's first training stage is an ONNX file.
-        'train': ['onnxruntime>=1.17'],
+        # TensorBoard shows the curves.
+        'train': ['onnxruntime>=1.17', 'tensorboard>=2.14'],
         # NYU Depth V2 as published: an HDF5 file, and a MATLAB 5 file with the official split.
         'datasets': ['h5py>=3.8', 'scipy>=1.11'],
     },
