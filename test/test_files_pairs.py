@@ -9,7 +9,13 @@ import pytest
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.files.images import save_jpeg, save_png
-from vlm_depth_ros.files.pairs import load_depth_m, PairsSource, read_pairs, write_pairs
+from vlm_depth_ros.files.pairs import (
+    load_depth_m,
+    PairsSource,
+    read_pairs,
+    read_scenes,
+    write_pairs,
+)
 from vlm_depth_ros.files.source import open_source, SourceFrame
 
 HEADER = 'rgb,depth,depth_units_per_metre,fx,fy,cx,cy,stamp_s'
@@ -52,6 +58,31 @@ def test_rows_become_pairs(folder):
 def test_spreadsheet_line_ends_and_marks_are_read(folder, encoding, end):
     write_csv(folder, HEADER + ',note', GOOD + ',extra column', '', encoding=encoding, end=end)
     assert len(read_pairs(folder)) == 1
+
+
+@pytest.mark.parametrize(
+    ('columns', 'scenes'),
+    [
+        (',note', ['', '']),
+        (',sequence,scene', ['den', '']),
+        (',scene,sequence', ['hall', 'hall']),
+        (',note,sequence', ['den', '']),
+    ],
+)
+def test_scene_is_that_of_the_scene_column_else_of_the_sequence(folder, columns, scenes):
+    cells = [',hall, den ', ',hall,']
+    width = columns.count(',')
+    rows = [GOOD + ','.join(cell.split(',')[: width + 1]) for cell in cells]
+    write_csv(folder, HEADER + columns, *rows)
+    assert read_scenes(folder) == scenes and len(read_pairs(folder)) == 2
+
+
+def test_scenes_of_a_damaged_list_are_refused(folder):
+    write_csv(folder, HEADER)
+    with pytest.raises(InputError, match=r'pairs\.csv: has no rows'):
+        read_scenes(folder)
+    with pytest.raises(InputError, match=r'pairs\.csv: does not exist'):
+        read_scenes(folder / 'rgb')
 
 
 def test_frame_has_metres_with_nan_where_nothing_was_measured(folder):

@@ -118,6 +118,24 @@ def test_impossible_sizes_are_refused(act):
         act()
 
 
+def test_field_of_view_gives_square_pixels_around_a_central_axis():
+    """The outer borders of the image are seen at half the angle, on either side."""
+    camera = CameraIntrinsics.from_fov(90, (480, 640))
+    assert camera.fx_px == camera.fy_px == pytest.approx(320)
+    assert (camera.cx_px, camera.cy_px, camera.image_hw) == (319.5, 239.5, (480, 640))
+    camera = CameraIntrinsics.from_fov(69.0, (375, 1242))
+    for border_px, sign in ((-0.5, -1), (1241.5, 1)):
+        angle_deg = np.degrees(np.arctan((border_px - camera.cx_px) / camera.fx_px))
+        assert angle_deg == pytest.approx(sign * 34.5)
+
+
+@pytest.mark.parametrize('fov_deg', [0, -10, 180, float('nan'), 'wide'])
+def test_field_of_view_of_no_pinhole_is_refused(fov_deg):
+    """An angle, and less than half a turn."""
+    with pytest.raises(InputError, match='field of view = .*expected'):
+        CameraIntrinsics.from_fov(fov_deg, (480, 640))
+
+
 def test_focal_scale_is_the_ratio_of_normalised_focal_lengths():
     """It is free of the image size and follows the angle of view."""
     training = TrainingCamera(525.0 / 640, 530.0 / 480)

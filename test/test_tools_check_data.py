@@ -1,15 +1,18 @@
 """``train --check`` reads everything first and names every file that would spoil the training."""
 
+from pathlib import Path
+
 from desk_sets import CAMERA, MODEL, write_set
 import numpy as np
 from published_sets import write_nyu_list, write_tum
 import pytest
 from vlm_depth_ros.core.config import from_mapping
+from vlm_depth_ros.core.errors import InputError, VlmDepthError
 from vlm_depth_ros.files.images import save_png
 from vlm_depth_ros.tools import train as training
-from vlm_depth_ros.tools.check_data import check_recipe, KINDS
+from vlm_depth_ros.tools.check_data import check_recipe, KINDS, require_held_out
 from vlm_depth_ros.tools.cli import main
-from vlm_depth_ros.tools.recipe import TrainConfig
+from vlm_depth_ros.tools.recipe import read_recipe, TrainConfig
 import yaml
 
 RECIPE = {
@@ -19,6 +22,10 @@ RECIPE = {
     'select': {'folder': 'set', 'rows': [[3, 4]]},
     'stages': [{'name': 'head', 'frozen_tower': True, 'steps': 1, 'lr': 0.001}],
 }
+TRAINABLE = RECIPE | {
+    'stages': [{'name': 'tower', 'frozen_tower': False, 'steps': 1, 'lr': 0.001}]
+}
+RECIPES = sorted((Path(__file__).parent.parent / 'config' / 'train').glob('*.yaml'))
 
 
 @pytest.fixture
@@ -118,6 +125,52 @@ def test_file_that_trains_and_judges_is_named(select, data):
     ((kind, text),) = found(data, select=select)
     assert kind == 'shared'
     assert text == f'{data}/set/rgb/00002.png: trains, and also chooses the checkpoint.'
+
+
+@pytest.mark.parametrize('change, rows, first', [
+    ({'held_out': [{'folder': 'set', 'rows': [[1, 3]]}]}, 2, 1),
+    ({'held_out': [{'folder': 'set', 'rows': [[3, 4]]}]}, 1, 3),  # chooses the checkpoint
+    ({'held_out': [{'folder': 'set', 'rows': [[2, 3]]}], 'sets': [{'folder': '../{name}/set'}],
+      'select': {'folder': 'other'}}, 1, 2),
+])  # fmt: skip
+def test_held_out_rows_that_train_or_choose_end_check_and_training(change, rows, first, data):
+    write_set(data / 'other', [1.0])
+    change = yaml.safe_load(yaml.safe_dump(change).format(name=data.name))
+    ((kind, text),) = [problem for problem in found(data, **change) if problem[0] != 'shared']
+    assert kind == 'held out' and f'set: {rows} of its rows train or choose' in text
+    assert f'rgb/{first:05d}.png. Take them out of sets' in text and '\n' not in text
+    config = from_mapping(TrainConfig, TRAINABLE | change, 'tiny')
+    with pytest.raises(InputError) as refused:
+        training.train(config, data, data / 'out.safetensors')
+    assert str(refused.value) == text and not list(data.glob('out.*'))
+
+
+def test_held_out_rows_of_their_own_are_fine_also_where_they_do_not_lie_here(data, caplog):
+    write_set(data / 'other', [1.0, 2.0])
+    change = {'held_out': [{'folder': 'other', 'rows': [[1, 2]]}, {'folder': 'elsewhere'}]}
+    assert found(data, **change) == []
+    require_held_out(from_mapping(TrainConfig, RECIPE | change, 'tiny'), data)
+    lines = [record.message for record in caplog.records]
+    assert lines == [f'{data}/elsewhere: is held out, but does not lie here.'] * 2
+
+
+@pytest.mark.parametrize('entry, message', [
+    ({'folder': 'set', 'rows': [[3, 9]]}, 'rows 3:9 do not exist: the set has 4 rows'),
+    ({'folder': 'set', 'row': [[3, 4]]}, 'row'),
+])  # fmt: skip
+def test_held_out_rows_that_do_not_exist_are_refused(entry, message, data):
+    config = from_mapping(TrainConfig, RECIPE | {'held_out': [entry]}, 'tiny')
+    for look in (check_recipe, require_held_out):
+        with pytest.raises(VlmDepthError, match=message):
+            look(config, data)
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_committed_recipe_on_nyu_train795_holds_out_its_judging_rows(path):
+    config = read_recipe(path)
+    if all(entry['folder'] != 'nyu_train795' for entry in config.sets):
+        pytest.skip('does not train on nyu_train795')
+    assert {'folder': 'nyu_train795', 'rows': [[238, 318]]} in config.held_out
 
 
 @pytest.mark.parametrize('entry, message', [

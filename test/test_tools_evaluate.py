@@ -5,18 +5,26 @@ import math
 import re
 from xml.etree import ElementTree
 
-from desk_sets import CAMERA, frame, write_set, write_weights
+from desk_sets import CAMERA, frame, MODEL, write_set, write_weights
 import numpy as np
 import pytest
+from safetensors.torch import save_file
+import torch
+from towers import TAG
+from vlm_depth_ros.core.config import ModelConfig
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.estimator import DepthPrediction
 from vlm_depth_ros.core.geometry import CameraIntrinsics
+from vlm_depth_ros.core.heads.base import HeadOutput
+from vlm_depth_ros.core.heads.linear import LinearHead
+from vlm_depth_ros.core.heads.registry import HEADS
+from vlm_depth_ros.core.model import DepthModel, save_model
 from vlm_depth_ros.files.images import load_rgb
 from vlm_depth_ros.files.pairs import write_pairs
 from vlm_depth_ros.files.source import SourceFrame
 from vlm_depth_ros.tools import blind, judging
 from vlm_depth_ros.tools.cli import main
-from vlm_depth_ros.tools.judging import predicted_depth_m
+from vlm_depth_ros.tools.judging import predicted
 from vlm_depth_ros.tools.metrics import METRICS, PROTOCOLS
 from vlm_depth_ros.tools.rows import open_rows
 
@@ -137,13 +145,17 @@ def test_flip_averages_with_the_mirrored_image_and_mirrors_the_camera():
             assert rgb.flags['C_CONTIGUOUS']
             depth = rgb[..., 0].astype(np.float32)  # what it sees, not where
             depth[:, 1] = np.nan
-            return DepthPrediction(depth + np.arange(4, dtype=np.float32), None, None, 1.0)
+            sure = 1 - rgb[..., 0].astype(np.float32) / 100 - np.float32([0, 0, 0, 0.2])
+            return DepthPrediction(depth + np.arange(4, dtype=np.float32), sure, None, 1.0)
 
     rgb = np.repeat(np.array([[10, 20, 30, 40]], np.uint8)[..., None], 3, axis=2)
     camera, guess = CameraIntrinsics(4, 4, 1.0, 0, 4, 1), Columns(0)
     shown = SourceFrame(rgb, intrinsics=camera)
     # Straight 10 - 32 43, mirrored 40 - 22 13 turned back 13 22 - 40.
-    assert predicted_depth_m(guess, shown, flip=True).tolist() == [[11.5, 22.0, 32.0, 41.5]]
+    found = predicted(guess, shown, flip=True)
+    assert found.depth_m.tolist() == [[11.5, 22.0, 32.0, 41.5]]
+    # The same with the confidence: 0.2 less in the last column of what is seen.
+    assert found.confidence[0] == pytest.approx([0.8, 0.8, 0.7, 0.5])
     assert [c.cx_px for c in guess.cameras] == [1.0, 2.0]
 
 
@@ -206,7 +218,7 @@ def test_json_has_the_documented_keys(files, tmp_path, capsys):
     assert found.keys() == {
         'images', 'protocol', 'unscaled', 'median_scaled', 'blind',
         'weights', 'data', 'rows', 'flip', 'blind_fitted_on', 'best_blind', 'by_depth',
-        'by_scene', 'edges', 'ground', 'temporal', 'per_image', 'failed',
+        'by_scene', 'edges', 'ground', 'temporal', 'per_image', 'failed', 'confidence',
     }  # fmt: skip
     assert [(i['row'], i['image']) for i in found['per_image']] == [
         (1, 'rgb/00001.png'), (2, 'rgb/00002.png'), (4, 'rgb/00004.png'),
@@ -215,6 +227,7 @@ def test_json_has_the_documented_keys(files, tmp_path, capsys):
         np.mean([i['abs_rel'] for i in found['per_image']])
     )
     assert found['failed'] == [] and found['best_blind'] in BLIND
+    assert found['confidence'] is None  # this head has none
     assert found['images'] == 3 and found['protocol'] == 'nyu' and found['rows'] == '1:3,4:5'
     assert found['blind'].keys() == BLIND
     for row in (found['unscaled'], found['median_scaled'], *found['blind'].values()):
@@ -282,10 +295,74 @@ def test_report_holds_everything_and_needs_nothing(files, tmp_path):
     assert len(sources) == 2 and all(s.startswith('data:image/jpeg;base64,') for s in sources)
     charts = re.findall(r'<svg.*?</svg>', page, re.DOTALL)
     assert len(charts) == 3 and all(ElementTree.fromstring(chart) is not None for chart in charts)
+    assert not (tmp_path / 'out' / 'confidence.png').exists() and 'Confidence' not in page
     worst = load_rgb(tmp_path / 'out' / 'worst.png')
     assert worst.shape[1] > 1000 and worst.shape[0] > 2 * 200
     assert run((folder, files[1]), '--rows', '0:1', '--html', str(tmp_path / 'one.html')) == 1
     assert (tmp_path / 'one.html').is_file()
+
+
+class HalfSure(LinearHead):
+    """2 m everywhere, sure of it on the left and not on the right."""
+
+    def forward(self, features):
+        depth_m = torch.full((len(features.pooled), 1, 8, 8), 2.0)
+        confidence = torch.full_like(depth_m, 0.95)
+        confidence[..., 4:] = 0.25
+        return HeadOutput(depth_m, confidence)
+
+
+def test_head_with_a_known_confidence_is_judged_by_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(HEADS, 'half_sure', HalfSure)
+    camera = {'fx_per_width': CAMERA.fx_px / 64, 'fy_per_height': CAMERA.fy_px / 48}
+    options = MODEL | {'head': {'name': 'half_sure'}, 'camera': camera}
+    model = DepthModel(ModelConfig.from_dict(options))
+    weights, out = tmp_path / 'w.safetensors', tmp_path / 'out'
+    save_model(weights, model, name='half sure', embed_tower=True)
+    truth_m = np.full((48, 64), 2.0, np.float32)
+    truth_m[:, 32:] = 4.0  # it is right where it is sure
+    files = write_set(tmp_path / 'set', [truth_m, truth_m]), weights
+    assert run(files, '--json', str(tmp_path / 'r.json'), '--html', str(out)) == 0
+    found = json.loads((tmp_path / 'r.json').read_text())['confidence']
+    assert found.keys() == {
+        'dropped', 'abs_rel_by_confidence', 'abs_rel_by_nearness', 'abs_rel_by_farness',
+        'abs_rel_by_oracle', 'gain_at_20_percent', 'calibration', 'calibration_error',
+    }  # fmt: skip
+    expected = [0.5 * (0.5 - share) / (1 - share) for share in found['dropped']]
+    for order in ('confidence', 'oracle'):
+        assert found[f'abs_rel_by_{order}'] == pytest.approx(expected, abs=1e-3)
+    for order in ('nearness', 'farness'):  # one depth everywhere: dropping by it says nothing
+        assert found[f'abs_rel_by_{order}'] == pytest.approx([0.25] * 6, abs=1e-3)
+    assert found['gain_at_20_percent'] == pytest.approx(0.25, abs=2e-3)
+    # Between the halves the confidence is blended; most pixels lie in these two tenths.
+    low, high = (found['calibration'][i] for i in (0, -1))
+    assert (low['confidence'], low['within_1.25']) == (pytest.approx(0.25, abs=0.01), 0.0)
+    assert (high['confidence'], high['within_1.25']) == (pytest.approx(0.95, abs=0.01), 1.0)
+    assert sum(row['pixels'] for row in found['calibration']) == 2 * 48 * 64
+    assert found['calibration_error'] == pytest.approx((0.25 + 0.05) / 2, abs=0.05)
+    said = capsys.readouterr().out
+    assert 'the least confident 20 % of the pixels abs_rel falls by 25.0%, to 0.18' in said
+    page = (out / 'report.html').read_text(encoding='utf-8')
+    assert '<h2>Confidence</h2>' in page and page.count('data:image/jpeg') == 3
+    assert load_rgb(out / 'confidence.png').shape[1] > 1000
+
+
+@pytest.mark.parametrize('verb', ['evaluate', 'predict'])
+def test_tower_may_lie_in_a_file_of_its_own(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('VLM_DEPTH_TOWERS', str(tmp_path / 'towers'))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    model = DepthModel(ModelConfig('tiny-vit', {'name': 'linear'}, TAG, (64, 64)))
+    save_model(tmp_path / 'lean.safetensors', model, name='lean', embed_tower=False)
+    tower = {f'visual.{k}': v for k, v in model.backbone.tower.state_dict().items()}
+    save_file(tower, tmp_path / 'tower.safetensors')
+    folder = str(write_set(tmp_path / 'set', [2.0]))
+    places = ['--data', folder] if verb == 'evaluate' else [folder, str(tmp_path / 'out')]
+    call = [verb, *places, '--weights', str(tmp_path / 'lean.safetensors')]
+    assert main(call) == 1 and 'Copy' in capsys.readouterr().err
+    assert main([*call, '--tower-weights', str(tmp_path / 'tower.safetensors')]) == 0
+    assert main([*call, '--tower-weights', str(tmp_path / 'none.bin')]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert 'none.bin: no such file' in lines[-1]
 
 
 @pytest.mark.parametrize('flags, message', [

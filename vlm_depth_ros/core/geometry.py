@@ -46,6 +46,26 @@ class CameraIntrinsics:
                 'numbers of pixels. Calibrate the camera, or check the camera_info it publishes.'
             )
 
+    @classmethod
+    def from_fov(cls, fov_deg: float, image_hw: tuple[int, int]) -> 'CameraIntrinsics':
+        """Return square pixels around a central axis: width = 2 fx tan(fov / 2).
+
+        Args:
+            fov_deg: Horizontal field of view, above 0 and below 180 degrees.
+            image_hw: Size of the image, height first.
+
+        Raises:
+            InputError: If no pinhole has this field of view.
+        """
+        fov_deg = number(fov_deg, 'field of view')
+        if not 0 < fov_deg < 180:
+            raise InputError(
+                f'field of view = {fov_deg:g} degrees: expected an angle between 0 and 180.'
+            )
+        height, width = image_hw
+        focal_px = width / 2 / math.tan(math.radians(fov_deg) / 2)
+        return cls(focal_px, focal_px, (width - 1) / 2, (height - 1) / 2, width, height)
+
     @property
     def image_hw(self) -> tuple[int, int]:
         """Size of the image, height first."""

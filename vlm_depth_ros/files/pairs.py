@@ -27,11 +27,15 @@ __all__ = [
     'load_depth_m',
     'load_rgb',
     'read_pairs',
+    'read_scenes',
     'write_pairs',
 ]
 
 PAIRS_FILE = 'pairs.csv'
 COLUMNS = ('rgb', 'depth', 'depth_units_per_metre', 'fx', 'fy', 'cx', 'cy', 'stamp_s')
+
+SCENE_COLUMNS = ('scene', 'sequence')
+"""Further columns that name the scene of a row; the first that is there counts."""
 
 _log = logging.getLogger(__name__)
 
@@ -96,25 +100,21 @@ def read_pairs(folder: str | Path, *, must_exist: bool = True) -> list[Pair]:
             number is wrong; with file and line.
     """
     path = Path(folder) / PAIRS_FILE
-    if not path.is_file():
-        raise InputError(f'{path}: does not exist; expected columns {",".join(COLUMNS)}.')
-    pairs = []
-    try:
-        with path.open(encoding='utf-8-sig', newline='') as file:
-            rows = csv.DictReader(file)
-            missing = [c for c in COLUMNS if c not in (rows.fieldnames or ())]
-            if missing:
-                raise InputError(
-                    f'{path}, line 1: column {", ".join(missing)} missing; expected '
-                    f'{",".join(COLUMNS)}.'
-                )
-            for row in rows:
-                pairs.append(_pair(path, rows.line_num, row, must_exist))
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
-        raise InputError(f'{path}: cannot be read as CSV in UTF-8 ({err}).') from err
-    if not pairs:
-        raise InputError(f'{path}: has no rows; expected one per image.')
-    return pairs
+    return [_pair(path, line, row, must_exist) for line, row in _table(path)]
+
+
+def read_scenes(folder: str | Path) -> list[str]:
+    """Read what pairs.csv of `folder` calls the scene of each row.
+
+    Returns:
+        One name a row, empty where the row has none or the file no such column.
+
+    Raises:
+        InputError: As `read_pairs`, but only what stands in the file is looked at.
+    """
+    rows = [row for _, row in _table(Path(folder) / PAIRS_FILE)]
+    column = next((c for c in SCENE_COLUMNS if c in rows[0]), None)
+    return [(row[column] or '').strip() if column else '' for row in rows]
 
 
 def load_depth_m(path: str | Path, units_per_metre: float) -> np.ndarray:
@@ -219,6 +219,27 @@ def _store(frame: SourceFrame, units_per_metre: float) -> tuple[np.ndarray, int]
         is_far = units > 65535
         units[~(units > 0) | is_far] = 0
     return units.astype(np.uint16), int(is_far.sum())
+
+
+def _table(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows with the numbers of their lines; at least one, each with all `COLUMNS`."""
+    if not path.is_file():
+        raise InputError(f'{path}: does not exist; expected columns {",".join(COLUMNS)}.')
+    try:
+        with path.open(encoding='utf-8-sig', newline='') as file:
+            rows = csv.DictReader(file)
+            missing = [c for c in COLUMNS if c not in (rows.fieldnames or ())]
+            if missing:
+                raise InputError(
+                    f'{path}, line 1: column {", ".join(missing)} missing; expected '
+                    f'{",".join(COLUMNS)}.'
+                )
+            found = [(rows.line_num, row) for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise InputError(f'{path}: cannot be read as CSV in UTF-8 ({err}).') from err
+    if not found:
+        raise InputError(f'{path}: has no rows; expected one per image.')
+    return found
 
 
 def _pair(path: Path, line: int, row: dict, must_exist: bool) -> Pair:

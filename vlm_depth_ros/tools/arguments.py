@@ -45,7 +45,8 @@ def evaluate(parser: ArgumentParser) -> None:
     parser.add_argument('--json', type=Path, help='write the result here')
     parser.add_argument(
         '--html', type=Path, metavar='DIR',
-        help='write DIR/report.html, with charts and pictures, and DIR/worst.png',
+        help='write DIR/report.html, with charts and pictures, DIR/worst.png and, of a model '
+        'with a confidence, DIR/confidence.png',
     )  # fmt: skip
 
 
@@ -89,10 +90,7 @@ def models(parser: ArgumentParser) -> None:
 def doctor(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth doctor``."""
     parser.add_argument('weights', help='shipped name or file')
-    parser.add_argument(
-        '--tower-weights', default='', metavar='FILE',
-        help='file with its tower, where the weights file does not hold it',
-    )  # fmt: skip
+    _tower_weights(parser)
     parser.add_argument('--json', type=Path, help='write the findings here')
 
 
@@ -152,8 +150,16 @@ def import_weights(parser: ArgumentParser) -> None:
 
 def _model(parser: ArgumentParser) -> None:
     parser.add_argument('--weights', default='pocket', help='shipped name or file')
+    _tower_weights(parser)
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument('--precision', default='auto', choices=PRECISIONS)
+
+
+def _tower_weights(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        '--tower-weights', default='', metavar='FILE',
+        help='file with its tower, where the weights file does not hold it',
+    )  # fmt: skip
 
 
 VERBS = {

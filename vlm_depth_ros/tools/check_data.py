@@ -6,6 +6,7 @@ better now than as a slightly worse network, or in the middle of the night.
 
 from collections import Counter
 from collections.abc import Iterator
+import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ KINDS = {
     'unit': 'depth is not in metres',
     'empty': 'no depth that can be learned from',
     'shared': 'trains and also judges',
+    'held out': 'trains or chooses, and is held out',
 }
 """What can be wrong; the columns of the table."""
 FARTHEST_MEDIAN_M = 100.0
@@ -34,6 +36,8 @@ NEAREST_MEDIAN_M = 0.05
 """A camera that sees half of its picture farther, or nearer, most likely has another unit."""
 OFF_CENTRE = 0.2
 """Principal points farther from the centre, in widths and heights, belong to another size."""
+
+log = logging.getLogger(__name__)
 
 
 class Problem(NamedTuple):
@@ -69,12 +73,13 @@ def is_clean(config: TrainConfig, root: Path) -> bool:
 
 
 def check_recipe(config: TrainConfig, root: Path) -> list[SetReport]:
-    """Read every image and depth map of every used row; the last report is of the selection."""
-    entries = [
-        from_mapping(SetConfig, entry, f'{config.name}.sets')
-        for entry in (*config.sets, config.select)
-    ]
-    opened, reports = [], []
+    """Read every image and depth map of every used row; the last report is of the selection.
+
+    Raises:
+        InputError: If the list of a held-out set is damaged or lacks the rows.
+    """
+    held_out = _held_out(config, root)
+    entries, opened, reports = _used(config), [], []
     for entry in entries:
         try:
             opened.append(open_set(entry, root))
@@ -85,14 +90,66 @@ def check_recipe(config: TrainConfig, root: Path) -> list[SetReport]:
         for sample in steps(opened[-1], f'checking {entry.folder}'):
             problems += check_sample(sample, entry)
         reports.append(SetReport(entry.folder, len(opened[-1]), problems))
-    judging = {sample.rgb.resolve() for sample in opened[-1]}
+    judging = _files(opened[-1])
     for samples, report in zip(opened[:-1], reports):
         report.problems.extend(
             Problem('shared', f'{sample.rgb}: trains, and also chooses the checkpoint.')
-            for sample in samples
-            if sample.rgb.resolve() in judging
+            for sample in _overlap(samples, judging)
         )
+    for entry, samples, report in zip(entries, opened, reports):
+        overlap = _overlap(samples, held_out)
+        if overlap:
+            report.problems.append(Problem('held out', _said(root / entry.folder, overlap)))
     return reports
+
+
+def require_held_out(config: TrainConfig, root: Path) -> None:
+    """Refuse a recipe in which an image of the held-out rows trains, or chooses the checkpoint.
+
+    Files are compared: the same picture under another name is not found.
+
+    Raises:
+        InputError: If one does, or a list cannot be read.
+    """
+    held_out = _held_out(config, root)
+    if not held_out:
+        return
+    for entry in _used(config):
+        overlap = _overlap(open_set(entry, root), held_out)
+        if overlap:
+            raise InputError(_said(root / entry.folder, overlap))
+
+
+def _used(config: TrainConfig) -> list[SetConfig]:
+    entries = (*config.sets, config.select)
+    return [from_mapping(SetConfig, entry, f'{config.name}.sets') for entry in entries]
+
+
+def _held_out(config: TrainConfig, root: Path) -> set[Path]:
+    """Images of the held-out rows; a set that does not lie here has none, which is logged."""
+    found = set()
+    for options in config.held_out:
+        entry = from_mapping(SetConfig, options, f'{config.name}.held_out')
+        if (root / entry.folder).exists():
+            found |= _files(open_set(entry, root))
+        else:
+            log.warning('%s: is held out, but does not lie here.', root / entry.folder)
+    return found
+
+
+def _files(samples: list[Sample]) -> set[Path]:
+    return {sample.rgb.resolve() for sample in samples}
+
+
+def _overlap(samples: list[Sample], files: set[Path]) -> list[Sample]:
+    return [sample for sample in samples if sample.rgb.resolve() in files]
+
+
+def _said(path: Path, overlap: list[Sample]) -> str:
+    return (
+        f'{path}: {len(overlap)} of its rows train or choose the checkpoint and are held out, the '
+        f'first is {overlap[0].rgb}. Take them out of sets and select, or out of held_out.'
+    )
 
 
 def check_sample(sample: Sample, config: SetConfig) -> Iterator[Problem]:

@@ -15,8 +15,10 @@ from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.images import save_png
 from vlm_depth_ros.tools.blind import fit_blind
+from vlm_depth_ros.tools.confidence_picture import confidence_picture
 from vlm_depth_ros.tools.datasets import parse_rows, select_rows
-from vlm_depth_ros.tools.html_report import html_report, metres_range
+from vlm_depth_ros.tools.html_report import html_report, metres_range, ratio_to_blind
+from vlm_depth_ros.tools.judged_confidence import at_20_percent
 from vlm_depth_ros.tools.judging import judge, Judgement
 from vlm_depth_ros.tools.metrics import PROTOCOLS
 from vlm_depth_ros.tools.rows import open_rows, Row
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     judged = select_rows(rows, parse_rows(args.rows) if args.rows else [])
     others, source = _blind_set(args, rows, judged)
     protocol = PROTOCOLS[args.protocol]
-    runtime = RuntimeConfig(device=args.device, precision=args.precision)
+    runtime = RuntimeConfig(args.device, args.precision, tower_weights=args.tower_weights)
     estimator = DepthEstimator.from_weights(args.weights, runtime)
     failed = {}
     blind = fit_blind(others, protocol, failed)
@@ -92,6 +94,8 @@ def _write_report(
         )
     ]
     save_png(page.parent / 'worst.png', sheets[0][1])
+    if result['confidence']:
+        save_png(page.parent / 'confidence.png', confidence_picture(result['confidence']))
     with atomic_file(page) as path:
         path.write_text(html_report(result, judgement.ratios, sheets), encoding='utf-8')
     log.info('%s', page)
@@ -148,11 +152,9 @@ def _numbers(row: dict[str, float], names: tuple[str, ...]) -> list[str]:
 
 def _sentences(result: dict[str, Any]) -> list[str]:
     edges, ground, temporal = (result[name] for name in ('edges', 'ground', 'temporal'))
-    best = result['best_blind']
-    ratio = result['unscaled']['abs_rel'] / result['blind'][best]['abs_rel']
     found = [
-        f'abs_rel is {ratio:.3f} of the best blind row ({best}, fitted on '
-        f'{result["blind_fitted_on"]}).'
+        f'abs_rel is {ratio_to_blind(result):.3f} of the best blind row ({result["best_blind"]}, '
+        f'fitted on {result["blind_fitted_on"]}).'
     ]
     if edges:
         found.append(
@@ -171,4 +173,18 @@ def _sentences(result: dict[str, Any]) -> list[str]:
             f'{temporal["true"]:.2%}; flicker {temporal["flicker"]:.2%}; '
             f'{temporal["frame_pairs"]} pairs of frames.'
         )
+    if result['confidence']:
+        found += _about_confidence(result['confidence'])
     return found
+
+
+def _about_confidence(judged: dict[str, Any]) -> list[str]:
+    kept = at_20_percent(judged)
+    return [
+        f'confidence: without the least confident 20 % of the pixels abs_rel falls by '
+        f'{judged["gain_at_20_percent"]:.1%}, to {kept["confidence"]:.4f}; without the farthest '
+        f'20 % it is {kept["farness"]:.4f}, the nearest {kept["nearness"]:.4f}, the most wrong '
+        f'{kept["oracle"]:.4f}.',
+        f'confidence: off by {judged["calibration_error"]:.3f} from the share within a factor of '
+        '1.25 (calibration error).',
+    ]

@@ -53,14 +53,11 @@ class GivenCamera:
         Raises:
             InputError: If four numbers were typed and images differ in size.
         """
-        height, width = image_hw
         if self.fov_deg is not None:
-            focal_px = width / 2 / math.tan(math.radians(self.fov_deg) / 2)
-            return CameraIntrinsics(
-                focal_px, focal_px, (width - 1) / 2, (height - 1) / 2, width, height
-            )
+            return CameraIntrinsics.from_fov(self.fov_deg, image_hw)
         if self.numbers_px is None:
             return own
+        height, width = image_hw
         self._image_hw = self._image_hw or image_hw
         if image_hw != self._image_hw:
             raise InputError(

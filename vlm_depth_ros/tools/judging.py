@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.estimator import DepthEstimator
+from vlm_depth_ros.core.estimator import DepthEstimator, DepthPrediction
 from vlm_depth_ros.files.source import SourceFrame
 from vlm_depth_ros.tools.analyses import change, DepthBins, edge_errors, RatioHistogram
 from vlm_depth_ros.tools.blind import BlindRows
 from vlm_depth_ros.tools.ground import flatness
+from vlm_depth_ros.tools.judged_confidence import ConfidencePool
 from vlm_depth_ros.tools.metrics import compare, Compared, depth_metrics, mean_metrics, Protocol
 from vlm_depth_ros.tools.progress import steps
 from vlm_depth_ros.tools.rows import Row
@@ -41,6 +42,7 @@ class Judgement:
     bins: DepthBins = field(default_factory=DepthBins)
     blind_bins: dict[str, DepthBins] = field(default_factory=lambda: defaultdict(DepthBins))
     ratios: RatioHistogram = field(default_factory=RatioHistogram)
+    confidence: ConfidencePool = field(default_factory=ConfidencePool)
     changes: list[dict[str, float]] = field(default_factory=list)
     """Of each pair of consecutive frames."""
 
@@ -74,6 +76,7 @@ class Judgement:
             'edges': _mean([image.edges for image in self.images], 'images'),
             'ground': _mean([image.ground for image in self.images], 'images'),
             'temporal': _mean(self.changes, 'frame_pairs'),
+            'confidence': self.confidence.as_dict(),
             'per_image': [
                 {
                     'row': image.row.number,
@@ -114,21 +117,30 @@ def _mean(found: list[dict[str, float] | None], counted: str) -> dict[str, float
     return {counted: len(known), **mean_metrics(known)} if known else None
 
 
-def predicted_depth_m(estimator: DepthEstimator, frame: SourceFrame, flip: bool) -> np.ndarray:
-    """Predict one image with its camera, (H, W) metres.
+def predicted(estimator: DepthEstimator, frame: SourceFrame, flip: bool) -> DepthPrediction:
+    """Predict one image with its camera.
 
-    With `flip` the mean of it and of the mirrored image's, mirrored back (Godard et al. 2017 call
-    it post-processing); where only one has an estimate, that one.
+    With `flip` depth and confidence are the mean of this one's and of the mirrored image's,
+    mirrored back (Godard et al. 2017 call it post-processing); where only one has an estimate,
+    those of that one.
     """
-    depth_m = estimator(frame.rgb, frame.intrinsics).depth_m
+    found = estimator(frame.rgb, frame.intrinsics)
     if not flip:
-        return depth_m
+        return found
     camera = frame.intrinsics
     if camera is not None:
         camera = replace(camera, cx_px=camera.width_px - 1 - camera.cx_px)
-    other_m = estimator(np.ascontiguousarray(frame.rgb[:, ::-1]), camera).depth_m[:, ::-1]
-    mean_m = (depth_m + other_m) / 2
-    return np.where(np.isnan(depth_m), other_m, np.where(np.isnan(other_m), depth_m, mean_m))
+    other = estimator(np.ascontiguousarray(frame.rgb[:, ::-1]), camera)
+    has_one, has_other = ~np.isnan(found.depth_m), ~np.isnan(other.depth_m[:, ::-1])
+
+    def mean(one, mirrored):
+        turned = mirrored[:, ::-1]
+        return np.where(has_one & has_other, (one + turned) / 2, np.where(has_one, one, turned))
+
+    depth_m = mean(found.depth_m, other.depth_m)
+    if found.confidence is None:
+        return replace(found, depth_m=depth_m)
+    return replace(found, depth_m=depth_m, confidence=mean(found.confidence, other.confidence))
 
 
 def judge(
@@ -159,7 +171,7 @@ def judge(
     for row in steps(rows, f'judging {estimator.name}'):
         before, last = last, None
         try:
-            frame, depth_m, compared = _compared(estimator, row, protocol, flip)
+            frame, said, compared = _compared(estimator, row, protocol, flip)
         except InputError as err:
             found.failed[str(row.pair.rgb)] = str(err)
             continue
@@ -174,11 +186,12 @@ def judge(
             found.blind_bins[name].add(blindly)
         found.bins.add(compared)
         found.ratios.add(compared)
+        found.confidence.add(compared, said)
         found.images.append(
             JudgedImage(
                 row,
                 compared.errors(),
-                depth_metrics(depth_m, frame.depth_m, protocol, median_scaled=True),
+                depth_metrics(said.depth_m, frame.depth_m, protocol, median_scaled=True),
                 blind_errors,
                 edge_errors(compared),
                 flatness(compared, frame.intrinsics),
@@ -192,11 +205,11 @@ def judge(
 
 def _compared(
     estimator: DepthEstimator, row: Row, protocol: Protocol, flip: bool
-) -> tuple[SourceFrame, np.ndarray, Compared]:
+) -> tuple[SourceFrame, DepthPrediction, Compared]:
     frame = row.pair.load()
     try:
-        depth_m = predicted_depth_m(estimator, frame, flip)
-        return frame, depth_m, compare(depth_m, frame.depth_m, protocol)
+        said = predicted(estimator, frame, flip)
+        return frame, said, compare(said.depth_m, frame.depth_m, protocol)
     except InputError as err:
         raise InputError(f'{row.pair.depth}: {err}') from err
 

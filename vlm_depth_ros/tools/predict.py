@@ -122,7 +122,7 @@ def predictions(
 
 def run(args: argparse.Namespace) -> int:
     """Predict all images of a source; 1 if some could not be read."""
-    runtime = RuntimeConfig(device=args.device, precision=args.precision)
+    runtime = RuntimeConfig(args.device, args.precision, tower_weights=args.tower_weights)
     camera = GivenCamera.from_flags(args.camera, args.fov_deg)
     bad, latencies_ms, num_far, has_said_camera = [], [], 0, False
     with open_source(args.source, topic=args.topic) as source, ExitStack() as files:

@@ -31,6 +31,19 @@ class StageConfig:
     """Weight decay on norms and biases too."""
     teacher_weight: float = 0.0
     """Weight of the feature teacher; only where the tower learns."""
+    only_features: bool = False
+    """Learn the feature teacher's maps and nothing else: no head runs, three times as many views
+    in the same time. The selection rows judge how well they are met."""
+    is_guide: bool = False
+    """Train a depth head on the feature teacher's own maps instead; it is not shipped, but guides
+    later stages."""
+    guide_weight: float = 0.0
+    """Weight of the difference of log depth from that of the guide."""
+    mixed: float = 0.0
+    """Share of views that are blended with another one; only teacher and guide know their truth
+    (Beyer et al. 2022)."""
+    confidence_weight: float = 0.0
+    """Weight of the loss `losses.doubt`, for a head with a confidence."""
     relative_weight: float = 0.0
     """Weight of the loss `losses.relative`, beside SILog."""
 
@@ -51,6 +64,25 @@ class StageConfig:
             not (self.frozen_tower and self.teacher_weight),
             f'{where}: a frozen tower cannot follow a teacher.',
         )
+        require(
+            self.frozen_tower or not self.is_guide,
+            f'{where}: is_guide, but frozen_tower = false: the teacher itself does not learn.',
+        )
+        require(
+            self.teacher_weight or not self.only_features,
+            f'{where}: only_features, but teacher_weight = {self.teacher_weight}.',
+        )
+        require(0 <= self.mixed <= 1, f'{where}: mixed = {self.mixed}, expected 0 to 1.')
+        require(
+            self.teacher_weight or self.guide_weight or not self.mixed,
+            f'{where}: mixed = {self.mixed}, but nobody knows the truth of blended views. Give '
+            'teacher_weight or guide_weight.',
+        )
+
+
+def is_taught(stage: StageConfig) -> bool:
+    """Whether the ONNX teacher runs in this stage."""
+    return bool(stage.is_guide or stage.teacher_weight or stage.guide_weight)
 
 
 @dataclass(frozen=True)
@@ -65,6 +97,9 @@ class TrainConfig:
     """The rows that choose the checkpoint; never those that judge it."""
     stages: tuple[dict, ...]
     """`StageConfig` each."""
+    held_out: tuple[dict, ...] = ()
+    """`SetConfig` each: rows that judge the result. Training refuses to find one of their images
+    among those that train or choose."""
     batch: int = 16
     """Samples of a step, in all processes together."""
     accumulate: int = 1

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from vlm_depth_ros.core.estimator import DepthEstimator
-from vlm_depth_ros.tools.judging import JudgedImage, predicted_depth_m
+from vlm_depth_ros.tools.judging import JudgedImage, predicted
 from vlm_depth_ros.tools.pictures import (
     colour_bar,
     colour_rgb,
@@ -41,7 +41,7 @@ def judged_sheet(
     shown = []
     for image in steps(images, 'drawing'):
         frame = image.row.pair.load()
-        shown.append((frame.rgb, predicted_depth_m(estimator, frame, flip), frame.depth_m))
+        shown.append((frame.rgb, predicted(estimator, frame, flip).depth_m, frame.depth_m))
     range_m = round_range_m([truth_m for _, _, truth_m in shown])
     height = max(round(CELL_WIDTH_PX * rgb.shape[0] / rgb.shape[1]) for rgb, _, _ in shown)
     hw = min(height, MOST_CELL_HEIGHT_PX), CELL_WIDTH_PX

@@ -155,8 +155,7 @@ def render_clip(
     scene = random_scene(np.random.default_rng([_checked_seed(seed), _CLIP_STREAM]), style)
     # Blur would have to follow the camera's motion and gaze; a demonstration is well exposed.
     scene.sensor = replace(scene.sensor, motion_px=0.0, defocus_px=0.0, exposure=0.3)
-    fx = w / 2 / math.tan(math.radians(fov_deg) / 2)
-    camera = CameraIntrinsics(fx, fx, (w - 1) / 2, (h - 1) / 2, w, h)
+    camera = CameraIntrinsics.from_fov(fov_deg, (h, w))
 
     def shots():
         for number, pose in enumerate(camera_path(scene, frames, seed)):

@@ -1,5 +1,6 @@
 """Where cameras stand in a scene: single views, and the path of a hand-held camera."""
 
+from dataclasses import replace
 import math
 from numbers import Integral
 
@@ -36,9 +37,9 @@ def random_camera(rng, scene, hw, fov_deg=(50.0, 90.0)) -> tuple[np.ndarray, Cam
         raise InputError(
             f'fov_deg = {fov_deg}: expected two rising angles between 10 and 150 degrees.'
         )
-    fx = w / 2 / math.tan(math.radians(rng.uniform(low, high)) / 2)
+    centred = CameraIntrinsics.from_fov(rng.uniform(low, high), (h, w))
     shift = rng.normal(0, 0.01, 2) * (w, h)
-    camera = CameraIntrinsics(fx, fx, (w - 1) / 2 + shift[0], (h - 1) / 2 + shift[1], w, h)
+    camera = replace(centred, cx_px=centred.cx_px + shift[0], cy_px=centred.cy_px + shift[1])
     probe = _probe(camera)
     half = scene.shell.half_m
     best, best_score, looks = None, -np.inf, 0
