@@ -59,16 +59,20 @@ setup(
             'ros-common-interfaces==5.3.6',
             'ros-lifecycle-msgs==2.0.3',
         ],
-        # transformers: the towers are compared with its own CLIP and SigLIP. The last two write
-        # NYU Depth V2's files, to be read back; training curves are read back too.
+        # transformers: the towers are compared with its own CLIP and SigLIP. h5py and SciPy write
+        # NYU Depth V2's files, to be read back; ONNX Runtime answers as a feature teacher;
+        # training curves are read back.
         'test': [
             'pytest>=7',
             'transformers>=4.45',
             'h5py>=3.8',
             'scipy>=1.11',
+            'onnxruntime>=1.17',
             'tensorboard>=2.14',
         ],
         'lint': ['ruff>=0.9,<1'],
+        # The tower of the head depthblip2, and the words of its phrases.
+        'blip2': ['transformers>=4.45'],
         # The feature teacher of the tower's first training stage is an ONNX file.
         # TensorBoard shows the curves.
         'train': ['onnxruntime>=1.17', 'tensorboard>=2.14'],

@@ -301,6 +301,8 @@ def test_a_tower_that_does_not_fit_is_refused_by_name(options, spec, message):
     ({'film_width': 0}, 'film_width = 0: expected a positive integer'),
     ({'output_width': 1.5}, 'output_width = 1.5: expected a positive integer'),
     ({'dropout': 1.0}, 'dropout = 1.0: expected 0 to below 1'),
+    ({'start_m': 0.0}, 'start_m = 0.0: expected a positive depth, with softplus'),
+    ({'start_m': 2.0, 'output_activation': 'relu'}, 'start_m = 2.0: expected a positive depth'),
     ({'widths': 5}, 'head space_clip: '),
 ])  # fmt: skip
 def test_impossible_options_are_refused(options, message):
@@ -367,3 +369,34 @@ def test_an_even_start_leaves_no_grid_of_two_pixels():
     assert head_of(device='meta', even_start=True).state_dict().keys() == head_of(
         device='meta'
     ).state_dict().keys()
+
+
+def test_confidence_changes_no_depth_and_bends_nothing():
+    plain, sure = head_of(seed=3), head_of(seed=3, confidence=True)
+    live(plain)
+    sure.load_state_dict(plain.state_dict(), strict=False)
+    features = features_of(plain)
+    found = sure.eval()(features)
+    assert torch.equal(found.depth_m, plain.eval()(features).depth_m)
+    assert found.confidence.shape == found.depth_m.shape
+    assert (found.confidence > 0).all() and (found.confidence < 1).all()
+    assert plain(features).confidence is None
+    sure.train()(features).extras['confidence_logit'].sum().backward()
+    learning = {n.split('.')[0] for n, p in sure.named_parameters() if p.grad is not None}
+    assert learning == {'confidence_head'}
+
+
+def test_gain_and_shift_turn_confidence_into_probability():
+    head = head_of(confidence=True).eval()
+    features = features_of(head)
+    before = head(features).confidence.logit()
+    head.confidence_gain.fill_(0.5)
+    head.confidence_shift.fill_(-1.0)
+    assert torch.allclose(head(features).confidence.logit(), 0.5 * before - 1, atol=1e-4)
+
+
+def test_untrained_head_answers_around_the_given_depth():
+    head = head_of(start_m=2.3).train()
+    found = head(features_of(head))
+    for depth_m in (found.depth_m, *found.extras['aux_depth_m']):
+        assert depth_m.median().item() == pytest.approx(2.3, abs=0.6)

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from vlm_depth_ros.tools.augment import AugmentConfig, random_views
+from vlm_depth_ros.tools.augment import AugmentConfig, blend, random_views
 
 H, W = 48, 64
 FOCAL, CANONICAL = 0.9, 1.1
@@ -146,3 +146,16 @@ def test_same_seed_gives_the_same_views():
     assert torch.equal(first[1].nan_to_num(-1), again[1].nan_to_num(-1))
     assert not torch.equal(first[0], other[0])
     assert first[0].shape == (4, 3, 40, 56) and first[1].shape == (4, 1, 40, 56)
+
+
+def test_blended_views_lose_their_truth_and_the_others_stay():
+    view, valid = torch.rand(400, 3, 2, 2), torch.ones(400, 1, 4, 4, dtype=torch.bool)
+    torch.manual_seed(0)
+    mixed, known = blend(view, valid, 0.25)
+    changed = (mixed != view).flatten(1).any(1)
+    assert torch.equal(known, ~changed[:, None, None, None].expand_as(known))
+    assert 60 < changed.sum() < 140
+    part = (mixed - view.roll(1, 0))[changed] / (view - view.roll(1, 0))[changed]
+    first = part[:, :1, :1, :1]
+    assert torch.allclose(part, first.expand_as(part), atol=1e-2)
+    assert first.min() >= 0.29 and first.max() <= 0.71

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from vlm_depth_ros.tools.losses import correlation, dissimilarity, log_gradient, relative, silog
+from vlm_depth_ros.tools.losses import (
+    correlation,
+    dissimilarity,
+    doubt,
+    log_difference,
+    log_gradient,
+    relative,
+    silog,
+)
 
 
 def all_windows(*maps):
@@ -168,3 +176,24 @@ def test_silog_counts_the_pixels_of_the_whole_batch_together():
     expected = 10 * np.sqrt(d.var() + 0.15 * d.mean() ** 2)
     found = silog(depth, truth, torch.isfinite(truth)).item()
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_difference_from_the_guide_counts_every_pixel():
+    depth, guide = torch.tensor([[[[1.0, 4.0]]]]), torch.tensor([[[[2.0, 1.0]]]])
+    assert log_difference(depth, guide).item() == pytest.approx(np.log([2, 4]).mean(), rel=1e-6)
+
+
+def test_doubt_is_least_where_confidence_is_the_share_of_right_depths():
+    """A quarter of the pixels with a truth is within a factor of 1.25; those without count not."""
+    truth = torch.tensor([1.0, 1.0, 1.0, 1.0, torch.nan])[None, None, None]
+    depth = torch.tensor([1.2, 1.3, 0.7, 3.0, 1.0])[None, None, None].requires_grad_(True)
+    valid = torch.isfinite(truth)
+
+    def at(share):
+        logit = torch.full_like(truth, share).logit()
+        return doubt(logit, depth, truth, valid)
+
+    expected = -(0.25 * np.log(0.3) + 0.75 * np.log(0.7))
+    assert at(0.3).item() == pytest.approx(expected, rel=1e-5)
+    assert at(0.25) < at(0.2) and at(0.25) < at(0.3)
+    assert not at(0.3).requires_grad  # depth is not bent by it

@@ -55,11 +55,14 @@ class DepthModel(nn.Module):
     """Tower and head; ``model(image)`` is the whole network."""
 
     def __init__(self, config: ModelConfig, tower: Backbone | nn.Module | None = None):
-        """Build the network; `tower` is one to share instead of building one (`load_model`)."""
+        """Build the network; `tower` is one to share instead of building one (`load_model`).
+
+        What has a ``spec`` answers as a `Backbone` and is taken for one.
+        """
         super().__init__()
         check_version(config.preprocess)
         self.config = config
-        self.backbone = tower if isinstance(tower, Backbone) else Backbone(
+        self.backbone = tower if hasattr(tower, 'spec') else Backbone(
             config.tower, config.input_hw, config.pretrained, config.tower_activation, tower
         )
         self.head = build_head(config.head, self.backbone.spec)

@@ -10,6 +10,10 @@ import math
 
 import torch
 import torch.nn.functional as F
+from vlm_depth_ros.core.features import BackboneSpec
+
+BLENDED = (0.3, 0.7)
+"""Bounds of the part that a view has in a blend."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,31 @@ def random_views(
     focal_here = focal / (crop_x * crop_y).sqrt()
     depth = depth * (canonical_focal / focal_here)[:, None, None, None]
     return recolour(view, config, rng), depth
+
+
+def blend(
+    view: torch.Tensor, valid: torch.Tensor, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix some views with their neighbours in the batch; these have no truth any more.
+
+    Args:
+        view: (B, 3, h, w) RGB in 0..1.
+        valid: (B, 1, H, W) bool.
+        share: How many of them.
+
+    Returns:
+        Both, changed.
+    """
+    chosen = torch.rand(len(view), 1, 1, 1, device=view.device) < share
+    part = torch.empty(len(view), 1, 1, 1, device=view.device).uniform_(*BLENDED)
+    mixed = part * view + (1 - part) * view.roll(1, 0)
+    return torch.where(chosen, mixed, view), valid & ~chosen
+
+
+def normalised(view: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
+    """(B, 3, h, w) RGB in 0..1 as a tower wants it."""
+    mean, std = (torch.tensor(v, device=view.device)[:, None, None] for v in (spec.mean, spec.std))
+    return (view - mean) / std
 
 
 def recolour(rgb: torch.Tensor, config: AugmentConfig, rng: torch.Generator) -> torch.Tensor:

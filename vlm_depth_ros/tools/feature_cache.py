@@ -23,6 +23,7 @@ from vlm_depth_ros.core.features import Features
 from vlm_depth_ros.core.model import DepthModel
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.sample import Sample
+from vlm_depth_ros.tools.augment import normalised
 from vlm_depth_ros.tools.recipe import TrainConfig
 from vlm_depth_ros.tools.samples import Batch, Pick, Samples
 from vlm_depth_ros.tools.team import Team
@@ -114,9 +115,7 @@ class CachedFeatures:
     @torch.no_grad()
     def _compute(self, names, backbone: Backbone, layers: Sequence[int], device) -> None:
         batches = [self._source.batch([pick], self._rng(pick, v)) for pick, v in names]
-        spec = backbone.spec
-        mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
-        image = (torch.cat([b.view for b in batches]) - mean) / std
+        image = normalised(torch.cat([b.view for b in batches]), backbone.spec)
         image = image.to(device, memory_format=torch.channels_last)
         dtype = DTYPES[self._config.precision]
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):

@@ -1,10 +1,14 @@
 """Depth losses over pixels that have a truth; everything else is ignored, not zero."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 NEAREST_M = 1e-7
 """Logarithms take nothing nearer (SPACE-CLIP's constant)."""
+LOG_WITHIN = math.log(1.25)
+"""Error of ln(depth) up to which a depth counts as right: the measure delta1."""
 SSIM_WINDOWS = ('whole', 'all')
 SSIM_SIDE, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
@@ -42,6 +46,30 @@ def relative(depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor) 
     truth_m = truth_m.nan_to_num(nan=1.0)
     error = (depth_m - truth_m).abs() / truth_m.clamp(min=1e-6)
     return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def log_difference(depth_m: torch.Tensor, guide_m: torch.Tensor) -> torch.Tensor:
+    """Mean of |ln depth - ln guide| over all pixels."""
+    return _log_error(depth_m, guide_m).abs().mean()
+
+
+def doubt(
+    logit: torch.Tensor, depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of a confidence: that a depth is within a factor of 1.25 of the truth.
+
+    Args:
+        logit: (B, 1, H, W) of the confidence.
+        depth_m: (B, 1, H, W) prediction, metres; it gets no gradient.
+        truth_m: (B, 1, H, W) metres; whatever outside `valid`.
+        valid: (B, 1, H, W) bool.
+
+    Returns:
+        A scalar, the mean over valid pixels.
+    """
+    is_right = _log_error(depth_m.detach(), truth_m).abs() < LOG_WITHIN
+    terms = F.binary_cross_entropy_with_logits(logit, is_right.float(), reduction='none')
+    return torch.where(valid, terms, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def log_gradient(depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor, scales=4):

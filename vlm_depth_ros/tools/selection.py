@@ -1,5 +1,6 @@
 """Judging a network on the selection rows while it trains, by the estimator's own door."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from vlm_depth_ros.core.config import RuntimeConfig
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.model import DepthModel
+from vlm_depth_ros.core.preprocess import network_input
 from vlm_depth_ros.tools.datasets import CachedSet
-from vlm_depth_ros.tools.metrics import depth_metrics, mean_metrics, PROTOCOLS
+from vlm_depth_ros.tools.metrics import compare, depth_metrics, mean_metrics, PROTOCOLS
 from vlm_depth_ros.tools.pictures import colour_bar, colour_rgb, fit, round_range_m, sheet, spread
 
 SHOWN = 6
@@ -58,6 +60,29 @@ class Selection:
             if i in self._shown:
                 shown.append(depth_m)
         return Judged(mean_metrics(rows), shown)
+
+    def views(self, hw: tuple[int, int], count: int) -> Iterator[torch.Tensor]:
+        """Up to `count` rows at a time, (B, 3, h, w) RGB in 0..1, squashed to `hw`."""
+        zero, one = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+        for at in range(0, len(self._rgb), count):
+            rgb = torch.from_numpy(np.stack(self._rgb[at : at + count])).permute(0, 3, 1, 2)
+            yield network_input(rgb, hw, zero, one).to(self._runtime.device)
+
+    def confidences(self, model: DepthModel) -> tuple[np.ndarray, np.ndarray]:
+        """What a network with a confidence says of the pixels that judge, and what comes true.
+
+        Returns:
+            (N,) float32 confidence in 0..1, and (N,) bool: depth within a factor of 1.25.
+        """
+        estimator = DepthEstimator(model, self._runtime)
+        said, is_right = [], []
+        for rgb, truth_m, camera in zip(self._rgb, self._truth_m, self._cameras):
+            prediction = estimator(rgb, camera if model.config.camera else None)
+            compared = compare(prediction.depth_m, truth_m, self._protocol)
+            ratio = compared.depth_m[compared.valid] / compared.truth_m[compared.valid]
+            said.append(prediction.confidence[compared.valid])
+            is_right.append(np.maximum(ratio, 1 / ratio) < 1.25)
+        return np.concatenate(said), np.concatenate(is_right)
 
     def picture(self, judged: Judged) -> np.ndarray:
         """(H, W, 3) RGB: image, prediction and truth of always the same few rows.

@@ -11,10 +11,10 @@ import time
 
 import torch
 from torch import nn
-from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.errors import ConfigError, WeightsError
 from vlm_depth_ros.core.features import Features
 from vlm_depth_ros.core.model import DepthModel
+from vlm_depth_ros.tools.augment import blend, normalised
 from vlm_depth_ros.tools.draws import Draws
 from vlm_depth_ros.tools.feature_cache import CachedFeatures
 from vlm_depth_ros.tools.objective import check_objective, loss_terms
@@ -22,6 +22,7 @@ from vlm_depth_ros.tools.optimiser import build_optimiser, MovingAverage, rate
 from vlm_depth_ros.tools.recipe import StageConfig, TrainConfig
 from vlm_depth_ros.tools.samples import Batch, Samples
 from vlm_depth_ros.tools.selection import Judged, Selection
+from vlm_depth_ros.tools.teacher import FeatureTeacher
 from vlm_depth_ros.tools.team import Team
 from vlm_depth_ros.tools.training_log import TrainingLog
 from vlm_depth_ros.tools.training_state import write_resume
@@ -47,6 +48,8 @@ class Job:
     samples: Samples
     selection: Selection
     team: Team
+    guide: DepthModel | None = None
+    """A head on the feature teacher, if the recipe names one; see `teacher`."""
 
 
 class Stage:
@@ -64,10 +67,6 @@ class Stage:
         self.job, self.config, self.index, self.progress = job, config, index, progress
         model, recipe, device = job.model, job.config, job.team.device
         check_objective(recipe, config, model.head)
-        spec = model.backbone.spec
-        self.mean, self.std = (
-            torch.tensor(v, device=device)[:, None, None] for v in (spec.mean, spec.std)
-        )
         model.requires_grad_(True)
         self.tower_sha256 = None
         if config.frozen_tower:
@@ -75,10 +74,10 @@ class Stage:
             self.tower_sha256 = model.backbone.state_sha256()
         self.teacher = None
         if config.teacher_weight:
-            from vlm_depth_ros.tools.teacher import FeatureTeacher
-
-            require(recipe.teacher is not None, f'stage {config.name}: no teacher is named.')
-            self.teacher = FeatureTeacher(job.data / recipe.teacher, spec).to(device)
+            # A run resumed at the end of the stage before has drawn less than an unbroken one.
+            torch.manual_seed(recipe.seed + index)
+            self.teacher = FeatureTeacher(job.guide.backbone.spec, model.backbone.spec)
+            self.teacher.to(device)
         parts = [model.head] if config.frozen_tower else [model]
         self.trained = nn.ModuleList(parts + ([self.teacher] if self.teacher else []))
         source = job.samples
@@ -99,6 +98,7 @@ class Stage:
             self.averaged = copy.deepcopy(model, known)
         self.step, self.best, self.best_metrics, self.best_state = 0, float('inf'), {}, None
         self.left_out = 0
+        self.measure = 'feature_error' if config.only_features else 'abs_rel'
         if state:
             self._restore(state)
 
@@ -139,7 +139,7 @@ class Stage:
                 self.progress.console.print(
                     f'{self.config.name} step {self.step}/{steps}: {note}', soft_wrap=True
                 )
-                self.progress.update(task, note=f'best abs_rel {self.best:.4f}')
+                self.progress.update(task, note=f'best {self.measure} {self.best:.4f}')
             self.progress.update(task, completed=self.step)
         if curves:
             curves.close()
@@ -179,20 +179,40 @@ class Stage:
 
     def _terms(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Weighted terms of the loss, by name."""
-        job, head = self.job, self.job.model.head
+        job, stage, head = self.job, self.config, self.job.model.head
+        view, valid = batch.view, batch.valid
+        if stage.mixed:
+            view, valid = blend(view, valid, stage.mixed)
         bf16 = job.config.precision == 'bf16'
         with torch.autocast(job.team.device.type, torch.bfloat16, enabled=bf16):
-            features = batch.features or self._features(batch.view)
-            found = head(features)
-        terms = loss_terms(job.config, self.config, head, found, batch.truth_m, batch.valid)
+            features = batch.features or self._features(view)
+            found = None if stage.only_features else head(features)
+            seen, guide_m = self._taught(view)
+        terms = {}
+        if found:
+            terms = loss_terms(job.config, stage, head, found, batch.truth_m, valid, guide_m)
         if self.teacher:
-            terms['teacher'] = self.config.teacher_weight * self.teacher(batch.view, features)
+            terms['teacher'] = stage.teacher_weight * self.teacher(seen, features)
         return terms
+
+    @torch.no_grad()
+    def _taught(self, view: torch.Tensor) -> tuple[Features | None, torch.Tensor | None]:
+        """What the teacher sees, and the depth that the guide makes of it."""
+        guide = self.job.guide
+        layers = {
+            *(self.teacher.teacher_layers if self.teacher else ()),
+            *(guide.head.layers if self.config.guide_weight else ()),
+        }
+        if not layers:
+            return None, None
+        seen = guide.backbone(normalised(view, guide.backbone.spec), layers)
+        return seen, guide.head(seen).depth_m if self.config.guide_weight else None
 
     def _features(self, view: torch.Tensor) -> Features:
         head, tower = self.job.model.head, self.job.model.backbone
-        image = ((view - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        layers = {*head.layers, *(self.teacher.layers if self.teacher else ())}
+        image = normalised(view, tower.spec).contiguous(memory_format=torch.channels_last)
+        layers = set() if self.config.only_features else {*head.layers}
+        layers |= {*self.teacher.layers} if self.teacher else set()
         if head.tower_change is not None:
             # Adapters between the blocks learn through the frozen ones behind them.
             return tower(image, layers, change=head.tower_change)
@@ -223,20 +243,35 @@ class Stage:
         """Judge the raw and the averaged weights on the selection rows; keep the better."""
         judged = {}
         for name, model in (('raw', self.job.model), ('averaged', self.averaged)):
-            judged[name] = found = self.job.selection.judge(model)
+            judged[name] = found = self._judge(model)
             curves.scalars({f'{k}/{name}': v for k, v in found.metrics.items()}, self.step)
-            if found.metrics['abs_rel'] < self.best:
-                self.best, self.best_metrics = found.metrics['abs_rel'], found.metrics
+            if found.metrics[self.measure] < self.best:
+                self.best, self.best_metrics = found.metrics[self.measure], found.metrics
                 state = self._kept(model).state_dict()
                 self.best_state = {k: v.clone() for k, v in state.items()}
-        better = min(judged.values(), key=lambda found: found.metrics['abs_rel'])
-        curves.picture(self.job.selection.picture(better), self.step)
+        better = min(judged.values(), key=lambda found: found.metrics[self.measure])
+        if better.shown_m:
+            curves.picture(self.job.selection.picture(better), self.step)
         return better
+
+    @torch.no_grad()
+    def _judge(self, model: DepthModel) -> Judged:
+        """Depth of the selection rows; or how well the teacher's maps are met there."""
+        if not self.config.only_features:
+            return self.job.selection.judge(model)
+        terms = [
+            self.teacher(self._taught(view)[0], model.eval().backbone(
+                normalised(view, model.backbone.spec), self.teacher.layers
+            )).item()
+            for view in self.job.selection.views(model.config.input_hw, self.job.config.batch)
+        ]  # fmt: skip
+        return Judged({self.measure: sum(terms) / len(terms)}, [])
 
     def _note(self, loss: float, judged: Judged, pace: float) -> str:
         left = timedelta(seconds=round((self.draws.steps - self.step) / pace))
         return (
-            f'loss {loss:.3f}, abs_rel {judged.metrics["abs_rel"]:.4f}, best {self.best:.4f}, '
+            f'loss {loss:.3f}, {self.measure} {judged.metrics[self.measure]:.4f}, '
+            f'best {self.best:.4f}, '
             f'{pace * self.job.config.batch:.1f} images/s, {left} left'
         )
 
@@ -248,6 +283,7 @@ class Stage:
             'optimiser': self.optimiser.state_dict(), 'schedule': self.schedule.state_dict(),
             'average': self.average.state_dict(), 'best': self.best,
             'best_metrics': self.best_metrics, 'best_state': self.best_state,
+            'guide': self.job.guide.head.state_dict() if self.job.guide else {},
         }  # fmt: skip
         write_resume(self.job.out, self.job.config, state)
 

@@ -1,8 +1,10 @@
-"""A feature teacher: an ONNX network whose maps a tower of our own learns to predict.
+"""What teaches a tower of our own while it trains, and is never shipped.
 
-It is used while a tower of our own is trained, and never shipped.
+An ONNX network gives maps that the tower learns to predict, and the *guide*, a depth head that was
+trained on these maps beforehand, gives a depth for every view, also where nothing was measured.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -11,21 +13,22 @@ from vlm_depth_ros.core.errors import DependencyError, InputError
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.tools.losses import correlation
 
+PROBE = 64
+"""Side of the image that finds out the strides."""
 
-class FeatureTeacher(nn.Module):
-    """Frozen teacher maps and trainable 1x1 projections from the student's maps to them.
+
+class TeacherTower(nn.Module):
+    """An ONNX network that answers as a frozen `Backbone` does; it runs on the CPU.
 
     Args:
-        path: ONNX file with input ``image`` (RGB as x / 127.5 - 1) and one output per stride.
-        spec: The student tower.
-        strides: Which maps to match.
+        path: File with the input ``image`` (RGB as x / 127.5 - 1) and one output per stride.
 
     Raises:
         DependencyError: If onnxruntime is not installed.
-        InputError: If the file is missing or has no map of a stride.
+        InputError: If the file is missing or not readable.
     """
 
-    def __init__(self, path: Path, spec: BackboneSpec, strides: tuple[int, ...] = (8, 16, 32)):
+    def __init__(self, path: Path):
         super().__init__()
         try:
             import onnxruntime
@@ -43,37 +46,69 @@ class FeatureTeacher(nn.Module):
             )
         except Exception as err:  # onnxruntime has a class of its own for each failure
             raise InputError(f'teacher {path}: not a readable ONNX file ({err}).') from err
-        probe = self._run(torch.zeros(1, 3, 64, 64))
-        found = {64 // m.shape[-1]: name for name, m in probe.items() if m.ndim == 4}
-        missing = [s for s in strides if s not in found]
-        if missing:
-            raise InputError(f'teacher {path}: no map of stride {missing}, only {sorted(found)}.')
-        self._names = [found[s] for s in strides]
-        last = {stride: k for k, stride in enumerate(spec.strides)}
-        if not last.keys() >= set(strides):
-            raise InputError(
-                f'teacher {path}: tower {spec.tower!r} has strides {sorted(last)}, expected '
-                f'{strides} among them.'
-            )
-        self.layers = tuple(last[s] for s in strides)
+        self.path = path
+        outputs = [output.name for output in self._session.get_outputs()]
+        found = zip(outputs, self._run(torch.zeros(1, 3, PROBE, PROBE), outputs))
+        maps = {PROBE // m.shape[-1]: (name, m.shape[1]) for name, m in found if m.ndim == 4}
+        strides = tuple(sorted(maps))
+        self._names, widths = zip(*(maps[stride] for stride in strides))
+        self.spec = BackboneSpec(
+            tower=path.stem, is_hierarchical=True, widths=widths, strides=strides,
+            pooled_width=widths[-1], embedding_width=None, input_hw=(PROBE, PROBE),
+            has_class_token=False, mean=(0.5,) * 3, std=(0.5,) * 3,
+        )  # fmt: skip
+
+    def forward(self, image: torch.Tensor, layers, want_embedding: bool = False) -> Features:
+        """Maps of a normalised (B, 3, h, w) image; ``pooled`` is the mean of the deepest."""
+        layers = sorted({*layers, self.spec.num_layers})
+        found = self._run(image, [self._names[k] for k in layers])
+        maps = {k: m.to(image.device) for k, m in zip(layers, found)}
+        return Features(maps, maps[self.spec.num_layers].mean((2, 3)))
+
+    def state_sha256(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def _run(self, image: torch.Tensor, names: list[str]) -> list[torch.Tensor]:
+        found = self._session.run(names, {'image': image.float().cpu().contiguous().numpy()})
+        return [torch.from_numpy(m) for m in found]
+
+
+class FeatureTeacher(nn.Module):
+    """Trainable 1x1 projections from a student's maps to those of the teacher.
+
+    Args:
+        teacher: What the teacher is.
+        student: What the student is.
+        strides: Which maps to match.
+
+    Raises:
+        InputError: If one of the two has no map of a stride.
+    """
+
+    def __init__(
+        self, teacher: BackboneSpec, student: BackboneSpec, strides: tuple[int, ...] = (8, 16, 32)
+    ):
+        super().__init__()
+        last = []
+        for who, spec in (('teacher', teacher), ('tower', student)):
+            found = {stride: k for k, stride in enumerate(spec.strides)}
+            if not found.keys() >= set(strides):
+                raise InputError(
+                    f'{who} {spec.tower!r} has strides {sorted(found)}, expected {strides} among '
+                    'them: the tower cannot learn its maps.'
+                )
+            last.append(tuple(found[s] for s in strides))
+        self.teacher_layers, self.layers = last
         self.projections = nn.ModuleList(
-            nn.Conv2d(spec.widths[k], probe[name].shape[1], 1)
-            for k, name in zip(self.layers, self._names)
+            nn.Conv2d(student.widths[k], teacher.widths[t], 1)
+            for t, k in zip(self.teacher_layers, self.layers)
         )
 
-    def forward(self, rgb: torch.Tensor, features: Features) -> torch.Tensor:
-        """Mean of 1 - correlation over the matched maps; `rgb` is (B, 3, h, w) in 0..1.
-
-        The teacher itself runs on the CPU.
-        """
-        truth = self._run(rgb * 2 - 1, self._names)
+    def forward(self, seen: Features, features: Features) -> torch.Tensor:
+        """Mean of 1 - correlation over the matched maps of teacher and student."""
         terms = [
-            correlation(project(features.maps[k].float()), truth[name].to(rgb.device))
-            for k, name, project in zip(self.layers, self._names, self.projections)
+            correlation(project(features.maps[k].float()), seen.maps[t])
+            for t, k, project in zip(self.teacher_layers, self.layers, self.projections)
         ]
         return sum(terms) / len(terms)
-
-    def _run(self, image: torch.Tensor, names: list[str] | None = None) -> dict:
-        names = names or [o.name for o in self._session.get_outputs()]
-        found = self._session.run(names, {'image': image.cpu().contiguous().numpy()})
-        return {n: torch.from_numpy(m) for n, m in zip(names, found)}

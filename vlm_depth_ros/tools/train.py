@@ -16,12 +16,14 @@ from vlm_depth_ros.core.config import from_mapping, ModelConfig, require
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.heads.registry import build_head
 from vlm_depth_ros.core.model import DepthModel, save_model
-from vlm_depth_ros.tools.check_data import is_clean
+from vlm_depth_ros.tools.calibration import fit_confidence
+from vlm_depth_ros.tools.check_data import is_clean, require_held_out
 from vlm_depth_ros.tools.datasets import SetConfig
-from vlm_depth_ros.tools.recipe import read_recipe, StageConfig, TrainConfig
+from vlm_depth_ros.tools.recipe import is_taught, read_recipe, StageConfig, TrainConfig
 from vlm_depth_ros.tools.samples import load_with_progress, VIEWS
 from vlm_depth_ros.tools.selection import Selection
 from vlm_depth_ros.tools.stage import Job, Stage
+from vlm_depth_ros.tools.teacher import TeacherTower
 from vlm_depth_ros.tools.team import Team
 from vlm_depth_ros.tools.training_state import read_resume, resume_path
 
@@ -56,7 +58,7 @@ def train(
 
     Raises:
         ConfigError: If options contradict one another, or losses are not finite any more.
-        InputError: If a set cannot be read.
+        InputError: If a set cannot be read, or holds images that are held out.
         WeightsError: If there are no weights for the tower, or a state to go on from is damaged.
     """
     from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
@@ -66,6 +68,7 @@ def train(
     stages = [from_mapping(StageConfig, s, f'{config.name}.stages') for s in config.stages]
     model_config = ModelConfig.from_dict(config.model, f'{config.name}.model')
     _check_tower(config, stages, model_config)
+    require_held_out(config, data)
     model = DepthModel(model_config)
     pretrained = model_config.pretrained
     if pretrained is not None:
@@ -74,20 +77,27 @@ def train(
     saved = read_resume(out, config) if resume else None
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, '{task.fields[note]}', disable=not team.is_first) as progress:
-        job = _open_job(config, model, data, out, team, progress)
+        job = _open_job(config, stages, model, data, out, team, progress)
+        if saved and job.guide:
+            job.guide.head.load_state_dict(saved['guide'])
         metrics = {}
         for index, stage in enumerate(stages):
             if saved and index < saved['stage']:
                 continue
             state = saved if saved and index == saved['stage'] else None
+            learner = job.guide if stage.is_guide else model
             if state:
-                kept = model if pretrained is None else model.head
+                kept = learner if pretrained is None else learner.head
                 kept.load_state_dict(state['model'])
             elif index and stage.frozen_tower:
-                _start_afresh(model, config.seed + index)
-            metrics = Stage(job, stage, index, state, progress).run()
+                _start_afresh(learner, config.seed + index)
+            found = Stage(replace(job, model=learner), stage, index, state, progress).run()
+            metrics = metrics if stage.is_guide else found
+            learner.eval()
     if not team.is_first:
         return metrics
+    if getattr(model.head.config, 'confidence', False):
+        fit_confidence(model.head, *job.selection.confidences(model))
     record = asdict(config) | {'torch': torch.__version__, 'selection': metrics}
     save_model(
         out, model, name=config.name, embed_tower=pretrained is None,
@@ -101,7 +111,23 @@ def train(
 def _check_tower(config: TrainConfig, stages: list[StageConfig], model: ModelConfig) -> None:
     """Refuse what would train published weights, or a head on a tower that knows nothing."""
     tower, pretrained = model.tower, model.pretrained
+    guided = False
     for stage in stages:
+        require(
+            config.teacher is not None or not is_taught(stage),
+            f'stage {stage.name}: no teacher is named.',
+        )
+        require(
+            guided or not stage.guide_weight,
+            f'stage {stage.name}: guide_weight = {stage.guide_weight}, but no earlier stage '
+            'trains the guide (is_guide: true).',
+        )
+        guided |= stage.is_guide
+        require(
+            not (config.feature_views and (is_taught(stage) or stage.mixed)),
+            f'stage {stage.name}: a teacher looks at views, but feature_views = '
+            f'{config.feature_views} keeps none. Set 0.',
+        )
         require(
             pretrained is None or stage.frozen_tower,
             f'stage {stage.name}: frozen_tower = false, but tower {tower!r} has the published '
@@ -112,14 +138,20 @@ def _check_tower(config: TrainConfig, stages: list[StageConfig], model: ModelCon
             f'{config.name}: feature_views = {config.feature_views}, but stage {stage.name} '
             'trains the tower, whose features change at every step. Set 0, or freeze it.',
         )
+    first = next((stage for stage in stages if not stage.is_guide), None)
+    require(first is not None, f'{config.name}: all stages are guides, none trains the model.')
     require(
-        pretrained is not None or not stages[0].frozen_tower,
+        pretrained is not None or not first.frozen_tower,
         f'{config.name}: tower {tower!r} would be frozen with random weights. Name the tag of its '
         'published ones (pretrained), or train it in a first stage with frozen_tower: false.',
     )
 
 
-def _open_job(config, model: DepthModel, data, out, team: Team, progress) -> Job:
+def _open_job(config, stages, model: DepthModel, data, out, team: Team, progress) -> Job:
+    guide = None
+    if config.teacher and any(is_taught(stage) for stage in stages):
+        guide = DepthModel(model.config, TeacherTower(data / config.teacher))
+        guide.to(team.device, memory_format=torch.channels_last).eval()
     *entries, select = (
         from_mapping(SetConfig, s, f'{config.name}.sets') for s in (*config.sets, config.select)
     )
@@ -128,9 +160,8 @@ def _open_job(config, model: DepthModel, data, out, team: Team, progress) -> Job
     )
     select = replace(select, in_memory=True)  # read whole at every check
     chosen = load_with_progress(select, data, config.cache_hw, progress)
-    return Job(
-        config, model, data, out, samples, Selection(chosen, config.protocol, team.device), team
-    )
+    selection = Selection(chosen, config.protocol, team.device)
+    return Job(config, model, data, out, samples, selection, team, guide)
 
 
 def _start_afresh(model: DepthModel, seed: int) -> None:

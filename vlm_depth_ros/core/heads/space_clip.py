@@ -14,6 +14,7 @@ the parameters on each kind of tower.
 """
 
 from dataclasses import dataclass
+import math
 
 import torch
 from torch import nn
@@ -59,6 +60,11 @@ class SpaceClipHead(DepthHead):
         even_start: bool = False
         """Start each transposed convolution with one kernel for all four places (Aitken et al.
         2017): otherwise a grid of two pixels stays visible in the depth after a short training."""
+        start_m: float | None = None
+        """Depth around which an untrained softplus head answers; near that of the data, a short
+        training need not first climb there. None: what random values give, about 0.7 m."""
+        confidence: bool = False
+        """Also answer how likely each depth is right (ours; it changes no depth)."""
 
         def __post_init__(self):
             """Check names and sizes."""
@@ -92,6 +98,11 @@ class SpaceClipHead(DepthHead):
                     isinstance(value, int) and value > 0,
                     f'{name} = {value!r}: expected a positive integer.',
                 )
+            require(
+                self.start_m is None
+                or (self.start_m > 0 and self.output_activation == 'softplus'),
+                f'start_m = {self.start_m}: expected a positive depth, with softplus.',
+            )
             require(0 <= self.dropout < 1, f'dropout = {self.dropout}: expected 0 to below 1.')
 
     def __init__(self, config: Config, spec: BackboneSpec):
@@ -134,10 +145,25 @@ class SpaceClipHead(DepthHead):
                 )
                 for n in c[:3]
             )
+        if config.confidence:
+            self.confidence_head = nn.Sequential(
+                *_conv_bn_relu(c[3], config.output_width),
+                nn.Conv2d(config.output_width, 1, 3, padding=1),
+            )
+            self.register_buffer('confidence_gain', torch.ones(()))
+            self.register_buffer('confidence_shift', torch.zeros(()))
+        if config.start_m:
+            for part in (self.depth_prediction_head, *self.aux_depth_heads):
+                nn.init.constant_(part[-1].bias, math.log(math.expm1(config.start_m)))
         self._activate = ACTIVATIONS[config.output_activation]
 
     def forward(self, features: Features) -> HeadOutput:
-        """(B, 1, 16h, 16w) depth; in training also ``extras['aux_depth_m']``, coarse to fine."""
+        """(B, 1, 16h, 16w) depth, and confidence where it was asked for.
+
+        Confidence is the probability that depth is within a factor of 1.25 of the truth, by a
+        logistic regression whose gain and shift are fitted after training (Platt 1999). In
+        training also ``extras['aux_depth_m']``, coarse to fine, and ``['confidence_logit']``.
+        """
         skips = []  # P_i: (B, c_i, h_k, w_k)
         for k, film, project in zip(
             self.semantic, self.film_param_generators, self.main_path_projections
@@ -151,7 +177,14 @@ class SpaceClipHead(DepthHead):
             if self.training and i < len(self.aux_depth_heads):
                 aux.append(self._activate(self.aux_depth_heads[i](x)))
         depth_m = self._activate(self.depth_prediction_head(x))
-        return HeadOutput(depth_m, extras={'aux_depth_m': aux} if aux else {})
+        found = HeadOutput(depth_m, extras={'aux_depth_m': aux} if aux else {})
+        if self.config.confidence:
+            # What it learns must not bend what depth is made of.
+            logit = self.confidence_head(x.detach())
+            found.confidence = torch.sigmoid(self.confidence_gain * logit + self.confidence_shift)
+            if self.training:
+                found.extras['confidence_logit'] = logit
+        return found
 
     def _structures(self, features: Features, trunk_hw: torch.Size) -> list[torch.Tensor]:
         if not self.structural:
