@@ -359,10 +359,10 @@ def test_missing_teacher_is_named(recipe, data, tmp_path):
 def test_pocket_recipe_reads_and_keeps_the_data_rules():
     """Rows that judge or choose never train; the sets from elsewhere never do."""
     config = read_recipe(POCKET)
-    for entry in config.stages:
-        from_mapping(StageConfig, entry, 'stages')
+    stages = [from_mapping(StageConfig, entry, 'stages') for entry in config.stages]
     from_mapping(AugmentConfig, config.augment, 'augment')
-    assert not config.stages[0]['frozen_tower'] and config.stages[-1]['frozen_tower']
+    learners = [stage for stage in stages if not stage.is_guide]
+    assert not learners[0].frozen_tower and learners[-1].frozen_tower
     select = from_mapping(SetConfig, config.select, 'select')
     assert (select.folder, select.rows) == ('nyu_train795', ((159, 238),))
     taken = {}
@@ -375,3 +375,18 @@ def test_pocket_recipe_reads_and_keeps_the_data_rules():
         s['folder'] for s in config.sets if not s.get('rows')
     }
     assert not {'tum_fr1_rpy', 'kitti_street'} & taken.keys()
+
+
+def test_pocket_free_is_the_same_recipe_without_a_photograph():
+    free, pocket = read_recipe(POCKET.with_name('pocket_free.yaml')), read_recipe(POCKET)
+    assert {s['folder'] for s in (*free.sets, free.select)} == {'../../synthetic'}
+    assert {s['folder'] for s in free.held_out} == {
+        'nyu_train795', '7scenes_redkitchen', 'tum_fr1_rpy', 'kitti_street'
+    }  # fmt: skip
+    rows = [{i for a, b in s['rows'] for i in range(a, b)} for s in (*free.sets, free.select)]
+    assert all(rows) and not rows[0] & rows[1]
+    assert 'Apache' in free.licence
+    assert pocket == replace(
+        free, name=pocket.name, sets=pocket.sets, select=pocket.select, held_out=pocket.held_out,
+        licence=pocket.licence, notice=pocket.notice,
+    )  # fmt: skip
