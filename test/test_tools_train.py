@@ -107,6 +107,24 @@ def test_training_writes_a_file_that_loads_and_predicts(unbroken, data):
     assert not list(data.glob('unbroken*.resume'))  # nothing is left to go on from
 
 
+def test_another_head_learns_on_the_tower_of_a_weights_file(unbroken, data, recipe, tmp_path):
+    config = read_recipe(recipe)
+    only_head = {'name': 'head', 'steps': 2, 'lr': 0.002}
+    config = replace(
+        config, name='other', tower_from=str(unbroken[0]), stages=(only_head,),
+        model=config.model | {'head': {'name': 'linear'}}, aux_weights=(),
+    )  # fmt: skip
+    out = tmp_path / 'other.safetensors'
+    training.train(config, data, out)
+    donor, found = load_model(unbroken[0]), load_model(out)
+    assert found.head.name == 'linear' and found.card.tower_embedded
+    assert found.card.tower_sha256 == donor.card.tower_sha256
+    larger = replace(config, model=config.model | {'input_hw': [96, 96]})
+    with pytest.raises(ConfigError, match=r'model.input_hw = \(96, 96\), but tower_from: .* has'):
+        training.train(larger, data, out)
+    assert load_model(out).card.name == 'other'
+
+
 def test_both_stages_learn(unbroken):
     first, second = state_at(unbroken, 0)['model'], state_at(unbroken, 1)['model']
     for prefix in (TOWER, HEAD):

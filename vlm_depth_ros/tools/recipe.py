@@ -97,6 +97,8 @@ class TrainConfig:
     """The rows that choose the checkpoint; never those that judge it."""
     stages: tuple[dict, ...]
     """`StageConfig` each."""
+    tower_from: str | None = None
+    """Shipped name or weights file whose tower to train on, if it is not a published one."""
     held_out: tuple[dict, ...] = ()
     """`SetConfig` each: rows that judge the result. Training refuses to find one of their images
     among those that train or choose."""

@@ -12,10 +12,11 @@ import logging
 from pathlib import Path
 
 import torch
+from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.config import from_mapping, ModelConfig, require
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.heads.registry import build_head
-from vlm_depth_ros.core.model import DepthModel, save_model
+from vlm_depth_ros.core.model import DepthModel, load_model, save_model
 from vlm_depth_ros.tools.calibration import fit_confidence
 from vlm_depth_ros.tools.check_data import is_clean, require_held_out
 from vlm_depth_ros.tools.datasets import SetConfig
@@ -69,9 +70,9 @@ def train(
     model_config = ModelConfig.from_dict(config.model, f'{config.name}.model')
     _check_tower(config, stages, model_config)
     require_held_out(config, data)
-    model = DepthModel(model_config)
+    model = DepthModel(model_config, _given_tower(config, model_config))
     pretrained = model_config.pretrained
-    if pretrained is not None:
+    if pretrained is not None and config.tower_from is None:
         model.backbone.load_published(pretrained)
     model.to(team.device, memory_format=torch.channels_last)
     saved = read_resume(out, config) if resume else None
@@ -141,10 +142,25 @@ def _check_tower(config: TrainConfig, stages: list[StageConfig], model: ModelCon
     first = next((stage for stage in stages if not stage.is_guide), None)
     require(first is not None, f'{config.name}: all stages are guides, none trains the model.')
     require(
-        pretrained is not None or not first.frozen_tower,
+        pretrained is not None or config.tower_from or not first.frozen_tower,
         f'{config.name}: tower {tower!r} would be frozen with random weights. Name the tag of its '
-        'published ones (pretrained), or train it in a first stage with frozen_tower: false.',
+        'published ones (pretrained) or a weights file that holds it (tower_from), or train it in '
+        'a first stage with frozen_tower: false.',
     )
+
+
+def _given_tower(config: TrainConfig, model: ModelConfig) -> Backbone | None:
+    if config.tower_from is None:
+        return None
+    donor = load_model(config.tower_from)
+    for what in ('tower', 'pretrained', 'input_hw'):
+        ours, theirs = getattr(model, what), getattr(donor.config, what)
+        require(
+            ours == theirs,
+            f'{config.name}: model.{what} = {ours}, but tower_from: {config.tower_from} has '
+            f'{theirs}. Say the same.',
+        )
+    return donor.backbone
 
 
 def _open_job(config, stages, model: DepthModel, data, out, team: Team, progress) -> Job:
