@@ -160,9 +160,10 @@ class SpaceClipHead(DepthHead):
     def forward(self, features: Features) -> HeadOutput:
         """(B, 1, 16h, 16w) depth, and confidence where it was asked for.
 
-        Confidence is the probability that depth is within a factor of 1.25 of the truth, by a
-        logistic regression whose gain and shift are fitted after training (Platt 1999). In
-        training also ``extras['aux_depth_m']``, coarse to fine, and ``['confidence_logit']``.
+        Confidence is the probability that depth is within a factor of 1.25 of the truth: a
+        logistic regression on what was learned of the relative error, its gain and shift fitted
+        after training (Platt 1999). In training also ``extras['aux_depth_m']``, coarse to fine,
+        and ``['confidence_logit']``.
         """
         skips = []  # P_i: (B, c_i, h_k, w_k)
         for k, film, project in zip(
