@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from vlm_depth_ros.core.config import TrainingCamera
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import (
     CameraIntrinsics,
     CameraModel,
     depth_to_points,
-    focal_scale,
     RegionOfInterest,
 )
 
@@ -134,16 +132,6 @@ def test_field_of_view_of_no_pinhole_is_refused(fov_deg):
     """An angle, and less than half a turn."""
     with pytest.raises(InputError, match='field of view = .*expected'):
         CameraIntrinsics.from_fov(fov_deg, (480, 640))
-
-
-def test_focal_scale_is_the_ratio_of_normalised_focal_lengths():
-    """It is free of the image size and follows the angle of view."""
-    training = TrainingCamera(525.0 / 640, 530.0 / 480)
-    assert VGA.normalised_focal == pytest.approx(training.focal)
-    assert focal_scale(VGA, training) == pytest.approx(1.0)
-    assert focal_scale(VGA.resized((240, 320)), training) == pytest.approx(1.0)
-    tele = VGA.cropped(120, 160, (240, 320))  # Half the view.
-    assert focal_scale(tele, training) == pytest.approx(2.0)
 
 
 # --- CameraModel: what is read from a camera_info ---------------------------------------------

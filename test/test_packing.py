@@ -14,6 +14,7 @@ from vlm_depth_ros.core.packing import (
     gate_depth,
     pack_cloud,
     pack_color,
+    pack_confidence,
     pack_depth,
     pack_embedding,
     PackedCloud,
@@ -141,6 +142,22 @@ def test_depth_with_a_channel_axis_is_refused():
     """Guessing which axis is the batch would hide a mistake."""
     with pytest.raises(InputError, match=r'\(1, 45, 67\): expected \(height, width\)'):
         pack_depth(scene()[0][None])
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_confidence_is_missing_exactly_where_depth_is_unknown(device):
+    """Beyond range something was seen; where nothing was, no confidence is one."""
+    depth = torch.tensor([[1.0, NAN, INF], [-INF, 2.0, NAN]], device=device)
+    said = torch.linspace(0, 1, 6, device=device).view(2, 3)
+    found = decode_image(pack_confidence(said, depth))
+    expected = np.array([[0, NAN, 0.4], [0.6, 0.8, NAN]], np.float32)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(2, 4), (3, 2), (1, 2, 3)])
+def test_confidence_of_another_shape_is_refused(shape):
+    with pytest.raises(InputError, match=r'confidence has shape .*: expected .*, \(2, 3\)'):
+        pack_confidence(torch.zeros(shape), torch.ones(2, 3))
 
 
 @pytest.mark.parametrize('device', DEVICES)

@@ -80,9 +80,9 @@ def test_the_embedding_is_computed_only_while_somebody_subscribes(clip, monkeypa
     asked = []
     run = DepthEstimator._run
 
-    def spy(estimator, images, want_embedding, want_depth=True):
+    def spy(estimator, images, views, want_embedding, want_depth=True):
         asked.append((want_embedding, want_depth))
-        return run(estimator, images, want_embedding, want_depth)
+        return run(estimator, images, views, want_embedding, want_depth)
 
     with graph_on(clip) as graph:
         monkeypatch.setattr(DepthEstimator, '_run', spy)
@@ -101,7 +101,7 @@ def test_the_embedding_alone_runs_no_head(clip, monkeypatch):
         raise AssertionError('the head ran')
 
     with graph_on(clip) as graph:
-        monkeypatch.setattr(graph.node._estimator._model.head, 'forward', fail)
+        monkeypatch.setattr(graph.node._model.estimator._model.head, 'forward', fail)
         embeddings = graph.listen('embedding', Image)
         wait_for(lambda: graph.publish('image', image_message()) or embeddings, 'an embedding')
         assert graph.node.statistics[0].failed == 0

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
 pytest.importorskip('torch', reason='the node needs a network')
 from ros_graph import Graph, image_message, wait_for  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
 from vlm_depth_ros.ros.profile import (  # noqa: E402
     profile_path,
     profile_variable,
@@ -100,6 +101,16 @@ def test_a_signal_ends_the_loading_of_weights_within_2_s(start, number):
     time.sleep(0.5)
     assert 'Subscribed' not in node.output
     assert node.end_with(number) < 2
+
+
+def test_a_signal_ends_the_loading_of_another_model_within_2_s(start):
+    node = start([*STAND_IN, '0', '4'])
+    wait_for(lambda: 'Subscribed' in node.output, 'the node to be active', START_S)
+    with Graph(cli_args=['--ros-args', '-r', '__node:=other']) as graph:
+        request = Trigger.Request()
+        assert graph.call(Trigger, '/depth_node/load_weights', request).success
+        assert not graph.call(Trigger, '/depth_node/load_weights', request).success
+    assert node.end_with(signal.SIGTERM) < 2
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -87,6 +87,9 @@ class ModelConfig:
     """Depths that the head was trained on."""
     camera: TrainingCamera | None = None
     """Camera the depth scale belongs to; None means unknown: no focal correction."""
+    size_by_focal: float = 0.0
+    """How much of a difference in focal length the size of the input takes up, as an exponent; the
+    rest is a factor on depth. 0: the input is always `input_hw`. Only towers of any size."""
     preprocess: str = 'squash-bicubic-v1'
     """Name and version of the preprocessing in ``core.preprocess``."""
     tower_activation: str | None = None
@@ -110,6 +113,10 @@ class ModelConfig:
         require(
             len(self.input_hw) == 2 and all(isinstance(n, int) and n >= 16 for n in self.input_hw),
             f'input_hw = {self.input_hw}: expected two integers of at least 16, height first.',
+        )
+        require(
+            0 <= self.size_by_focal <= 1,
+            f'size_by_focal = {self.size_by_focal}: expected 0 to 1.',
         )
 
     @classmethod

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from vlm_depth_ros.core.backbone import Backbone
+from vlm_depth_ros.core.canonical import Seen, seen_by
 from vlm_depth_ros.core.config import ModelConfig, OutputOptions, RuntimeConfig
 from vlm_depth_ros.core.devices import choose_device, device_of_tower, DTYPES
 from vlm_depth_ros.core.errors import ConfigError
@@ -25,7 +26,7 @@ from vlm_depth_ros.core.frames import (
     pack_depth_outputs,
     rectified,
 )
-from vlm_depth_ros.core.geometry import CameraIntrinsics, focal_scale
+from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.model import load_model
 from vlm_depth_ros.core.packing import pack_embedding
 from vlm_depth_ros.core.predictions import (
@@ -89,6 +90,8 @@ class DepthEstimator:
             torch.tensor(v, device=self.device)[:, None, None] for v in (spec.mean, spec.std)
         )
         self._warned_camera = False
+        self.has_confidence = False
+        """Whether the head says how sure it is of each depth; known once it ran (`warm_up`)."""
 
     @classmethod
     def from_weights(
@@ -156,8 +159,9 @@ class DepthEstimator:
         if not images:
             return []
         with torch.inference_mode():
-            found = self._run([upload(i, self.device) for i in images], want_embedding)
-            answers = self._predictions(found, sizes, cameras, start_s)
+            views = [self._seen(camera) for camera in cameras]
+            found = self._run([upload(i, self.device) for i in images], views, want_embedding)
+            answers = self._predictions(found, views, sizes, cameras, start_s)
         return answers[0] if single else answers
 
     def from_features(
@@ -195,7 +199,8 @@ class DepthEstimator:
             with self._autocast():
                 found = self._model.head(features)
             answers = answers_of(found, features.embedding)
-            return self._predictions(answers, sizes, cameras, start_s)
+            views = [self._seen(camera, fixed_size=True) for camera in cameras]
+            return self._predictions(answers, views, sizes, cameras, start_s)
 
     def tower_input(self, rgb: Sequence[np.ndarray]) -> torch.Tensor:
         """What the tower sees of camera images, to compute `Features` of them elsewhere.
@@ -211,7 +216,7 @@ class DepthEstimator:
         """
         for image in rgb:
             check_rgb(image)
-        return self._batch([upload(image, self.device) for image in rgb])
+        return self._batch([upload(image, self.device) for image in rgb], self.config.input_hw)
 
     def process(self, frames: Sequence[Frame], options: OutputOptions) -> list[FrameOutput]:
         """Depth of several cameras' frames in one network call, packed for messages.
@@ -232,8 +237,14 @@ class DepthEstimator:
         want_depth = any(frame.wants_depth for frame in frames)
         with torch.inference_mode():
             images, masks = zip(*(rectified(frame, self.device) for frame in frames))
-            answers = self._run(images, want_embedding, want_depth)
-            packed = [self._packed(*p, options) for p in zip(frames, images, masks, answers)]
+            views = [
+                self._seen(frame.intrinsics if options.focal_correction else None)
+                for frame in frames
+            ]
+            answers = self._run(images, views, want_embedding, want_depth)
+            packed = [
+                self._packed(*p, options) for p in zip(frames, images, masks, views, answers)
+            ]
         latency_ms = (time.perf_counter() - start_s) * 1e3
         return [FrameOutput(latency_ms, **outputs) for outputs in packed]
 
@@ -249,25 +260,39 @@ class DepthEstimator:
         return max(low, options.min_depth_m), min(high, options.max_depth_m or high)
 
     def _run(
-        self, images: Sequence[torch.Tensor], want_embedding: bool, want_depth: bool = True
+        self,
+        images: Sequence[torch.Tensor],
+        views: Sequence[Seen],
+        want_embedding: bool,
+        want_depth: bool = True,
     ) -> list[Answer]:
-        """One network call over (3, H, W) uint8 images; of the tower alone without depth."""
+        """One network call for each input size over (3, H, W) uint8 images."""
         if want_embedding and not self.can_embed:
             raise ConfigError(
                 f'{self.name} gives no embedding: its tower {self.backbone.spec.tower!r} has no '
                 'trained projection. Use weights on a CLIP, SigLIP or MobileCLIP tower.'
             )
-        batch = self._batch(images)
+        answers = [None] * len(images)
+        for hw in {view.input_hw: None for view in views}:
+            places = [i for i, view in enumerate(views) if view.input_hw == hw]
+            batch = self._batch([images[i] for i in places], hw)
+            for i, answer in zip(places, self._answers(batch, want_embedding, want_depth)):
+                answers[i] = answer
+        return answers
+
+    def _answers(
+        self, batch: torch.Tensor, want_embedding: bool, want_depth: bool
+    ) -> list[Answer]:
         with self._autocast():
             if not want_depth:
                 embeddings = self.backbone(batch, (), want_embedding=True).embedding
                 return [Answer(None, None, e) for e in embeddings.float()]
             # Networks on a tower without an embedding need not know the flag.
             found = self._network(batch, True) if want_embedding else self._network(batch)
+        self.has_confidence = found.confidence is not None
         return answers_of(found, found.extras.get('embedding'))
 
-    def _batch(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        hw = self.config.input_hw
+    def _batch(self, images: Sequence[torch.Tensor], hw: tuple[int, int]) -> torch.Tensor:
         batch = torch.cat([network_input(i[None], hw, self._mean, self._std) for i in images])
         return batch.contiguous(memory_format=torch.channels_last)
 
@@ -278,13 +303,14 @@ class DepthEstimator:
     def _predictions(
         self,
         answers: Sequence[Answer],
+        views: Sequence[Seen],
         sizes: Sequence[tuple[int, int]],
         cameras: Sequence[CameraIntrinsics | None],
         start_s: float,
     ) -> list[DepthPrediction]:
         arrays = []
-        for found, hw, camera in zip(answers, sizes, cameras):
-            depth = to_camera_grid(found.depth_m, hw)[0, 0] * self._scale(camera)
+        for found, view, hw in zip(answers, views, sizes):
+            depth = to_camera_grid(found.depth_m, hw)[0, 0] * view.depth_scale
             confidence, embedding = found.confidence, found.embedding
             if confidence is not None:
                 confidence = to_camera_grid(confidence, hw)[0, 0].cpu().numpy()
@@ -297,25 +323,22 @@ class DepthEstimator:
             for (depth_m, confidence, embedding), camera in zip(arrays, cameras)
         ]
 
-    def _packed(self, frame: Frame, image, mask, found: Answer, options) -> dict:
+    def _packed(self, frame: Frame, image, mask, view: Seen, found: Answer, options) -> dict:
         packed = {}
         if frame.wants_depth:
-            scale = self._scale(frame.intrinsics) if options.focal_correction else 1.0
             packed = pack_depth_outputs(
-                frame, image, mask, found.depth_m * scale, self.range_m(options), options
-            )
+                frame, image, mask, found.depth_m * view.depth_scale, found.confidence,
+                self.range_m(options), options,
+            )  # fmt: skip
         if EMBEDDING in frame.wants:
             packed[EMBEDDING] = pack_embedding(found.embedding)
         return packed
 
-    def _scale(self, intrinsics: CameraIntrinsics | None) -> float:
-        """What turns depth in the training camera into depth in the camera at hand."""
-        if intrinsics is None:
-            return 1.0
-        if self.config.camera is None:
-            if not self._warned_camera:
-                self._warned_camera = True
-                log.warning('%s does not say which camera it was trained for: depth is not '
-                            'corrected for the focal length.', self.name)  # fmt: skip
-            return 1.0
-        return focal_scale(intrinsics, self.config.camera)
+    def _seen(self, intrinsics: CameraIntrinsics | None, fixed_size: bool = False) -> Seen:
+        """What the network sees of a camera; warns once where it cannot tell."""
+        if intrinsics is not None and self.config.camera is None and not self._warned_camera:
+            self._warned_camera = True
+            log.warning('%s does not say which camera it was trained for: depth is not '
+                        'corrected for the focal length.', self.name)  # fmt: skip
+        config = replace(self.config, size_by_focal=0.0) if fixed_size else self.config
+        return seen_by(config, intrinsics, self.backbone.spec.size_multiple)

@@ -14,6 +14,7 @@ from vlm_depth_ros.core.packing import (
     gate_depth,
     pack_cloud,
     pack_color,
+    pack_confidence,
     pack_depth,
     PackedCameraInfo,
     PackedCloud,
@@ -44,7 +45,7 @@ class Frame:
     rectify: bool = True
     """Undo the distortion of `camera`, if it has one."""
     wants: frozenset = frozenset({'depth'})
-    """Any of ``depth``, ``points``, ``color``, ``embedding``."""
+    """Any of ``depth``, ``confidence``, ``points``, ``color``, ``embedding``."""
 
     @property
     def wants_depth(self) -> bool:
@@ -71,6 +72,8 @@ class FrameOutput:
     latency_ms: float
     """Time of the whole call, shared by its frames."""
     depth: PackedImage | None = None
+    confidence: PackedImage | None = None
+    """Of the depth at each pixel, 0..1; NaN where that is NaN. None too if the head has none."""
     camera_info: PackedCameraInfo | None = None
     points: PackedCloud | None = None
     color: PackedImage | None = None
@@ -109,6 +112,7 @@ def pack_depth_outputs(
     image: torch.Tensor,
     mask: torch.Tensor | None,
     depth: torch.Tensor,
+    confidence: torch.Tensor | None,
     range_m: tuple[float, float],
     options: OutputOptions,
 ) -> dict[str, PackedImage | PackedCameraInfo | PackedCloud]:
@@ -119,6 +123,7 @@ def pack_depth_outputs(
         image: As `rectified` gives it.
         mask: Likewise.
         depth: (1, 1, h, w) metres in the camera at hand, NaN where there is none.
+        confidence: (1, 1, h, w) in 0..1, or None where the head has none.
         range_m: Published range.
         options: Size and cloud form.
 
@@ -135,6 +140,8 @@ def pack_depth_outputs(
     packed = {}
     if 'depth' in frame.wants:
         packed['depth'] = pack_depth(depth)
+    if 'confidence' in frame.wants and confidence is not None:
+        packed['confidence'] = pack_confidence(to_camera_grid(confidence, hw)[0, 0], depth)
     if 'color' in frame.wants:
         packed['color'] = pack_color(colour_depth(depth, range_m))
     if frame.intrinsics is not None:

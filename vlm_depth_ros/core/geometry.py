@@ -12,7 +12,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from vlm_depth_ros.core.checks import at_least_one, integer, number, numbers
-from vlm_depth_ros.core.config import TrainingCamera
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.lens import opencv_coefficients, ray_angles_rad, turning_angle_rad
 
@@ -322,15 +321,6 @@ def depth_to_points(depth_m: np.ndarray, intrinsics: CameraIntrinsics) -> np.nda
     np.multiply(points[..., 2], x, out=points[..., 0])
     np.multiply(points[..., 2], y[:, None], out=points[..., 1])
     return points
-
-
-def focal_scale(intrinsics: CameraIntrinsics, training_camera: TrainingCamera) -> float:
-    """Return the factor on depth that was learned for `training_camera`.
-
-    What fills the same part of the image at twice the focal length (over the image size) is twice
-    as far away: the canonical camera of Metric3D, arXiv 2307.10984.
-    """
-    return intrinsics.normalised_focal / training_camera.focal
 
 
 def require_size(shape: Sequence[int], intrinsics: CameraIntrinsics) -> None:

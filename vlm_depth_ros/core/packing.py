@@ -1,4 +1,4 @@
-"""Byte layouts of what a robot reads: depth image, point cloud, camera_info, embedding.
+"""Byte layouts of what a robot reads: depth, confidence, point cloud, camera_info, embedding.
 
 They are decided here, once, and packed on the device that holds the depth: a message, or a bag
 written at a desk, only wraps `data`. All numbers are little endian.
@@ -118,6 +118,21 @@ def pack_depth(depth: torch.Tensor) -> PackedImage:
     if depth.ndim != 2:
         raise InputError(f'depth has shape {tuple(depth.shape)}: expected (height, width).')
     return _pack_floats(depth)
+
+
+@torch.no_grad()
+def pack_confidence(confidence: torch.Tensor, depth: torch.Tensor) -> PackedImage:
+    """Pack confidence (H, W) in 0..1 as a ``32FC1`` image, NaN where gated `depth` is NaN.
+
+    Raises:
+        InputError: If the two have different shapes, or other than two dimensions.
+    """
+    if confidence.ndim != 2 or confidence.shape != depth.shape:
+        raise InputError(
+            f'confidence has shape {tuple(confidence.shape)}: expected that of the depth, '
+            f'{tuple(depth.shape)} as (height, width).'
+        )
+    return _pack_floats(torch.where(depth.isnan(), math.nan, confidence))
 
 
 @torch.no_grad()

@@ -184,12 +184,7 @@ class CameraPlayer(Node):
 
     def _assumed_camera(self, width: int, height: int) -> CameraIntrinsics | None:
         fov_deg = self._value('horizontal_fov_deg')
-        if fov_deg == 0:
-            return None
-        focal_px = width / 2 / math.tan(math.radians(fov_deg) / 2)
-        return CameraIntrinsics(
-            focal_px, focal_px, (width - 1) / 2, (height - 1) / 2, width, height
-        )
+        return CameraIntrinsics.from_fov(fov_deg, (height, width)) if fov_deg else None
 
     def _camera_info(self, camera: CameraIntrinsics) -> CameraInfo:
         info = CameraInfo(height=camera.height_px, width=camera.width_px)

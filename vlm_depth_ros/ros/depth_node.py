@@ -2,20 +2,20 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-import sys
-import time
+from dataclasses import replace
 from typing import Any, TYPE_CHECKING
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 from vlm_depth_ros.core.config import RuntimeConfig
-from vlm_depth_ros.core.errors import ConfigError, DependencyError, VlmDepthError
+from vlm_depth_ros.core.errors import ConfigError, VlmDepthError
 from vlm_depth_ros.ros import params
 from vlm_depth_ros.ros.diagnostics import Diagnostics
 from vlm_depth_ros.ros.inputs import CameraInput
+from vlm_depth_ros.ros.loading import check_range, load_estimator, RunningModel
 from vlm_depth_ros.ros.outputs import CameraOutput
 from vlm_depth_ros.ros.pipeline import DepthPipeline
 from vlm_depth_ros.ros.process import one_line
@@ -24,30 +24,12 @@ from vlm_depth_ros.ros.worker import NewestFrameWorker, Statistics
 if TYPE_CHECKING:
     from vlm_depth_ros.core.estimator import DepthEstimator
 
-WARM_UP_HW = (480, 640)
-"""Size of the image that the network is warmed up with; other sizes work, the first one slower."""
 FOLLOW_PERIOD_S = 0.25
 """How often the publishers of the images are looked at."""
 DIAGNOSTICS_PERIOD_S = 1.0
+LOADING_PERIOD_S = 0.02
+"""How often the thread that loads another model is asked whether it is done."""
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-
-
-def load_estimator(weights: str, runtime: RuntimeConfig) -> 'DepthEstimator':
-    """Load the network.
-
-    Raises:
-        DependencyError: If PyTorch or open_clip is not installed for this interpreter.
-        WeightsError: If the weights are missing, damaged or foreign.
-    """
-    try:
-        from vlm_depth_ros.core.estimator import DepthEstimator
-    except ImportError as err:
-        raise DependencyError(
-            f'{err}. The network needs torch and open_clip_torch in {sys.executable}: install '
-            'them there, or start the node with an interpreter that has them (launch argument '
-            "'python')."
-        ) from err
-    return DepthEstimator.from_weights(weights, runtime)
 
 
 class DepthNode(LifecycleNode):
@@ -56,6 +38,14 @@ class DepthNode(LifecycleNode):
     Callbacks only put the newest image of a camera into a slot; one worker thread takes the newest
     of all cameras, runs the network once on all of them and publishes. Topics are listed in
     `outputs.TOPICS`, parameters in `params.NodeParams`.
+
+    The model can be changed while the node is configured, active or not: by setting the parameter
+    `weights`, or by ``~/load_weights`` (std_srvs/Trigger), which loads the file that `weights`
+    names once more, since a file may have been replaced. (Replace it by renaming another one, as
+    `mv` does: what is being read must not change.) Both answer at once, with a reason where the
+    file cannot be right or a model is being loaded already. The running model goes on until the
+    new one has run; what fails on the way is logged, kept on /diagnostics until the next attempt,
+    and sets `weights` back. Both models are in memory for that time.
     """
 
     def __init__(
@@ -75,7 +65,8 @@ class DepthNode(LifecycleNode):
         self._estimator_factory = estimator_factory
         self._interruptible = interruptible
         self._params: params.NodeParams | None = None
-        self._estimator: DepthEstimator | None = None
+        self._model: RunningModel | None = None
+        self._loading_timer = None
         self._enabled = True
         self.statistics: list[Statistics] = []
         """Counters of each camera, in the order of the parameter `cameras`."""
@@ -89,6 +80,7 @@ class DepthNode(LifecycleNode):
         params.declare(self)
         self.add_on_set_parameters_callback(self._on_parameters)
         self.create_service(SetBool, '~/enable', self._on_enable)
+        self.create_service(Trigger, '~/load_weights', self._on_load_weights)
         # Not on ROS time, which stands still until somebody publishes /clock.
         self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._autostart_timer = None
@@ -147,6 +139,8 @@ class DepthNode(LifecycleNode):
     def destroy_node(self) -> None:
         """Stop the worker and destroy the node; waits a second at most."""
         self._stop_receiving(timeout_s=1.0)
+        if self._model is not None:
+            self._model.abandon()
         super().destroy_node()
         # rclpy's state machine holds on to the node. Without this the middleware is not taken down
         # before the process ends, and its 64 MB of shared memory stay allocated.
@@ -169,28 +163,28 @@ class DepthNode(LifecycleNode):
 
     def _configure(self) -> None:
         self._params = params.read(self)
-        start_s = time.monotonic()
         with self._interruptible():
-            estimator = self._estimator_factory(self._params.weights, self._params.runtime())
-            _check_range(estimator, self._params)
-            estimator.warm_up(WARM_UP_HW)
-        self._estimator = estimator
-        self.get_logger().info(
-            f'{estimator.name} on {estimator.device}, ready in {time.monotonic() - start_s:.1f} s.'
-        )
-        if estimator.notice:
-            self.get_logger().info(estimator.notice)
+            self._model = RunningModel(self._params, self._estimator_factory)
+        self._announce()
         names = self._params.cameras
         prefixes = [f'{name}/' if name else '' for name in names]
         self.statistics = [Statistics() for _ in names]
         self._inputs = [CameraInput(self, p, self._params.image_transport) for p in prefixes]
         self._outputs = [CameraOutput(self, prefix) for prefix in prefixes]
-        self._diagnostics = Diagnostics(self, names, str(estimator.device))
+        self._diagnostics = Diagnostics(self, names, str(self._model.estimator.device))
         pipeline = DepthPipeline(
-            estimator, self._inputs, self._outputs, self.statistics,
+            lambda: self._model.estimator, self._inputs, self._outputs, self.statistics,
             lambda: self._params, self.get_logger(),
         )  # fmt: skip
         self._worker = NewestFrameWorker(pipeline, self.statistics)
+
+    def _announce(self) -> None:
+        model = self._model
+        self.get_logger().info(
+            f'{model.weights} on {model.estimator.device}, ready in {model.took_s:.1f} s.'
+        )
+        if model.estimator.notice:
+            self.get_logger().info(model.estimator.notice)
 
     def _activate(self) -> None:
         self._worker.start()
@@ -219,12 +213,15 @@ class DepthNode(LifecycleNode):
             self.get_logger().warning(f'An inference still runs after {timeout_s:.0f} s.')
 
     def _release(self) -> None:
+        if self._model is not None:
+            self._model.abandon()
+            self.destroy_timer(self._loading_timer)
         for output in self._outputs:
             output.destroy()
         if self._diagnostics is not None:
             self._diagnostics.destroy()
         self._inputs, self._outputs, self._diagnostics = [], [], None
-        self._worker = self._estimator = None
+        self._worker = self._model = None
 
     # In the executor: nothing here may take time.
 
@@ -241,7 +238,9 @@ class DepthNode(LifecycleNode):
 
     def _report(self) -> None:
         reliabilities = [camera.reliability for camera in self._inputs]
-        self._diagnostics.publish(self.statistics, reliabilities, self._enabled)
+        self._diagnostics.publish(
+            self.statistics, reliabilities, self._enabled, self._model.described()
+        )
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data
@@ -249,23 +248,51 @@ class DepthNode(LifecycleNode):
         response.message = 'enabled' if self._enabled else 'disabled: images are dropped'
         return response
 
+    def _on_load_weights(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        try:
+            self._begin_loading(params.read(self))
+        except VlmDepthError as err:
+            response.success, response.message = False, one_line(err)
+            return response
+        response.success = True
+        response.message = 'loading beside the running model; log and /diagnostics tell the end'
+        return response
+
+    def _begin_loading(self, wanted: params.NodeParams) -> None:
+        """Load what `wanted` names beside the running model; refuses what cannot work."""
+        if self._model is None:
+            raise ConfigError(
+                'no model to change: the node is unconfigured. Configuring it loads the weights.'
+            )
+        self._model.begin(wanted.weights, wanted.runtime())
+        self._loading_timer = self.create_timer(
+            LOADING_PERIOD_S, self._look_at_loading, clock=self._steady_clock
+        )
+
+    def _look_at_loading(self) -> None:
+        """Swap the models once the new one is there; the worker looks before each frame."""
+        model = self._model
+        if model is None or not model.is_decided():
+            return
+        self.destroy_timer(self._loading_timer)
+        if model.take_successor(self._params):
+            self._announce()
+            return
+        self.get_logger().error(f'{model.weights} goes on: {model.trouble}')
+        # Said before, so that setting it is no change, which would load.
+        self._params = replace(self._params, weights=model.weights)
+        self.set_parameters([Parameter('weights', value=model.weights)])
+
     def _on_parameters(self, proposed: list[Parameter]) -> SetParametersResult:
         try:
-            candidate = params.changed(self, proposed, configured=self._estimator is not None)
-            if self._estimator is not None:
-                _check_range(self._estimator, candidate)
+            candidate = params.changed(self, proposed, configured=self._model is not None)
+            if self._model is not None:
+                check_range(self._model.estimator, candidate)
+                if candidate.weights != self._params.weights:
+                    self._begin_loading(candidate)
         except VlmDepthError as err:
             return SetParametersResult(successful=False, reason=str(err))
         self._params = candidate
         return SetParametersResult(successful=True)
-
-
-def _check_range(estimator: 'DepthEstimator', candidate: params.NodeParams) -> None:
-    """Refuse limits that leave nothing of the model's own range."""
-    low_m, high_m = estimator.range_m(candidate.output_options())
-    if low_m >= high_m:
-        own = ' to '.join(f'{limit:g}' for limit in estimator.config.depth_range_m)
-        raise ConfigError(
-            f'min_depth_m = {candidate.min_depth_m:g}, max_depth_m = {candidate.max_depth_m:g}: '
-            f'nothing is left of the {own} m that {estimator.name} was trained for.'
-        )

@@ -1,6 +1,6 @@
 """What the node says about itself on /diagnostics, once a second."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,11 @@ class Diagnostics:
         self._before: list[tuple[float, int, int, int]] = []
 
     def publish(
-        self, statistics: Sequence[Statistics], reliabilities: Sequence[str], enabled: bool
+        self,
+        statistics: Sequence[Statistics],
+        reliabilities: Sequence[str],
+        enabled: bool,
+        model: Mapping[str, str],
     ) -> None:
         """Publish the rates since the last call and the totals.
 
@@ -40,6 +44,7 @@ class Diagnostics:
             statistics: Of each camera.
             reliabilities: How the images of each camera are subscribed.
             enabled: Whether images are let in at all.
+            model: What there is to say of the model; ``last loading`` says why one failed.
         """
         now_s = time.monotonic()
         counts = [(now_s, s.received, s.published, s.failed) for s in statistics]
@@ -52,6 +57,8 @@ class Diagnostics:
             level, text = DiagnosticStatus.OK, 'disabled by ~/enable'
             if enabled:
                 level, text = _judge(s, now_s, failed=new[3] > old[3])
+            if level == DiagnosticStatus.OK and model['last loading']:
+                level, text = DiagnosticStatus.WARN, model['last loading']
             interval_s = max(new[0] - old[0], 1e-9)
             values = {
                 'input rate (Hz)': f'{(new[1] - old[1]) / interval_s:.1f}',
@@ -66,6 +73,7 @@ class Diagnostics:
                 'last error': s.last_error,
                 'camera_info': s.camera_trouble or 'fits',
                 'input reliability': reliabilities[i],
+                **model,
             }
             status = DiagnosticStatus(level=level, name=self._names[i], message=text)
             status.hardware_id = self._hardware

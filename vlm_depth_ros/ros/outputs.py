@@ -17,6 +17,7 @@ OUTPUT_DEPTH = 2
 TOPICS = {
     # Output of the estimator: topic, message type, what to compute for it, how to wrap it.
     'depth': ('depth/image_rect', Image, 'depth', image_message),
+    'confidence': ('depth/confidence', Image, 'confidence', image_message),
     'camera_info': ('depth/camera_info', CameraInfo, 'depth', camera_info_message),
     'points': ('points', PointCloud2, 'points', cloud_message),
     'color': ('depth/image_color', Image, 'color', image_message),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rclpy.parameter import Parameter
 
 LIVE = 'Takes effect with the next frame.'
+BESIDE = 'Takes effect once the new model is loaded and warmed up, beside the running one.'
 UNCONFIGURED = 'Changeable only while the node is unconfigured.'
 AT_START = 'Read once, when the node starts.'
 
@@ -54,7 +55,7 @@ class NodeParams:
     """
 
     weights: str = _param(
-        'pocket', UNCONFIGURED, 'Model: the name of a shipped one, or the path of a .safetensors.'
+        'pocket', BESIDE, 'Model: the name of a shipped one, or the path of a .safetensors.'
     )
     device: str = _param(
         _RUNTIME['device'], UNCONFIGURED, 'Where the network runs: auto, cpu, cuda or cuda:N.'

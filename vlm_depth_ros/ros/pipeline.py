@@ -20,7 +20,7 @@ WARNING_PERIOD_S = 5.0
 
 
 class DepthPipeline:
-    """One estimator for the frames of all cameras.
+    """One estimator for the frames of all cameras, the same one from decoding to publishing.
 
     Errors of a frame are counted and logged at most every `WARNING_PERIOD_S`; the next frame comes
     as if nothing had happened.
@@ -28,7 +28,7 @@ class DepthPipeline:
 
     def __init__(
         self,
-        estimator: 'DepthEstimator',
+        estimator: Callable[[], 'DepthEstimator'],
         inputs: Sequence[CameraInput],
         outputs: Sequence[CameraOutput],
         statistics: Sequence[Statistics],
@@ -38,7 +38,7 @@ class DepthPipeline:
         """Keep the parts; the sequences have one entry for each camera.
 
         Args:
-            estimator: The network.
+            estimator: Gives the network of the moment.
             inputs: Decode images and know cameras.
             outputs: Know who listens, and publish.
             statistics: Counted up here.
@@ -48,7 +48,8 @@ class DepthPipeline:
         from vlm_depth_ros.core.estimator import Frame  # Needs torch, which may be missing.
 
         self._frame_type = Frame
-        self._estimator = estimator
+        self._newest_estimator = estimator
+        self._estimator = estimator()
         self._inputs = inputs
         self._outputs = outputs
         self._statistics = statistics
@@ -63,7 +64,7 @@ class DepthPipeline:
             taken: Newest frame by camera index.
             is_stopping: True from it after the network ran withholds the results.
         """
-        params = self._params()
+        params, self._estimator = self._params(), self._newest_estimator()
         frames = {}
         for index, arrival in taken.items():
             wants = self._possible(index, self._outputs[index].wants())
@@ -79,17 +80,25 @@ class DepthPipeline:
                 self._publish(index, taken[index], output)
 
     def _possible(self, index: int, wants: frozenset[str]) -> frozenset[str]:
-        """Return what the tower can answer; who reads the rest in vain is told why."""
-        if 'embedding' not in wants or self._estimator.can_embed:
-            return wants
+        """Return what the model can answer; who reads the rest in vain is told why."""
         name = self._estimator.name
-        self._warn(
-            index,
-            'embedding',
-            f'No embedding: the tower of {name} has no trained projection. Use weights on a '
-            'CLIP, SigLIP or MobileCLIP tower. Depth goes on.',
-        )
-        return wants - {'embedding'}
+        if 'embedding' in wants and not self._estimator.can_embed:
+            wants -= {'embedding'}
+            self._warn(
+                index,
+                'embedding',
+                f'No embedding: the tower of {name} has no trained projection. Use weights on a '
+                'CLIP, SigLIP or MobileCLIP tower. Depth goes on.',
+            )
+        if 'confidence' in wants and not self._estimator.has_confidence:
+            wants -= {'confidence'}
+            self._warn(
+                index,
+                'confidence',
+                f'No confidence: the head of {name} gives none. Use weights whose head was '
+                "trained with one (space_clip's option confidence: true). Depth goes on.",
+            )
+        return wants
 
     def _frame(self, index: int, message: Any, wants: frozenset[str], rectify: str) -> 'Frame':
         source = self._inputs[index]
