@@ -71,7 +71,7 @@ setup(
             'tensorboard>=2.14',
         ],
         'lint': ['ruff>=0.9,<1'],
-        # The tower of the head depthblip2, and the words of its phrases.
+        # The tower of the head depthblip2.
         'blip2': ['transformers>=4.45'],
         # The feature teacher of the tower's first training stage is an ONNX file.
         # TensorBoard shows the curves.

@@ -24,6 +24,7 @@ from vlm_depth_ros.core.features import Features
 from vlm_depth_ros.core.heads.depthclip import BINS_M, DepthClipHead, starting_bins_m
 from vlm_depth_ros.core.heads.registry import build_head
 from vlm_depth_ros.core.model import DepthModel, load_model, read_card, save_model
+from vlm_depth_ros.tools import cli
 from vlm_depth_ros.tools.prompt_embeddings import (
     class_embeddings,
     CLASSES,
@@ -493,12 +494,58 @@ def test_what_a_desk_cannot_do_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="mode 'learned' is trained"):
         zero_shot_weights(out, 'learned')
     options = {'tower': TOWER, 'tag': None, 'input_hw': HW}
-    with pytest.raises(WeightsError, match='could not be read with its text side') as caught:
+    with pytest.raises(WeightsError, match='missing.pt: no such file. Expected one') as caught:
         zero_shot_weights(out, file=tmp_path / 'missing.pt', **options)
     assert '\n' not in str(caught.value)
     image_only = tmp_path / 'image_only.safetensors'
     tower = {f'visual.{k}': v for k, v in shared(TOWER).tower.state_dict().items()}
     save_file(tower, image_only)
-    with pytest.raises(WeightsError, match='Give a file with both sides') as caught:
+    with pytest.raises(WeightsError, match='read with its text side .* Give') as caught:
         zero_shot_weights(out, file=image_only, **options)
     assert '\n' not in str(caught.value) and not out.exists()
+
+
+@pytest.mark.parametrize('mode', ['faithful', 'projected'])
+def test_one_command_makes_a_file(tmp_path, clip_file, mode):
+    out = tmp_path / 'depthclip.safetensors'
+    arguments = ['--variant', mode, '--tower', TOWER, '--tower-weights', str(clip_file)]
+    arguments += ['--size', '64x96']
+    assert cli.main(['prompt-weights', 'depthclip', str(out), *arguments, '--embed-tower']) == 0
+    whole = load_model(out)
+    assert whole.head.has_text and read_card(out).model['input_hw'] == [64, 96]
+    assert cli.main(['prompt-weights', 'depthclip', str(out), *arguments]) == 0
+    assert not read_card(out).tower_embedded
+    small = load_model(out, None, clip_file)
+    with torch.no_grad():
+        assert torch.equal(small(picture(HW)).depth_m, whole(picture(HW)).depth_m)
+
+
+def test_without_a_network_the_verb_says_what_to_copy_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('VLM_DEPTH_TOWERS', str(tmp_path))
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
+    assert cli.main(['prompt-weights', 'depthclip', str(tmp_path / 'out')]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("vlm-depth prompt-weights: weights of tower 'RN50-quickgelu'")
+    assert 'Copy open_clip_model.safetensors of https://huggingface.co/' in said
+    assert said.endswith(f'to {tmp_path}/RN50-quickgelu.openai.safetensors.')
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (('--variant', 'learned'), "mode 'learned' is trained"),
+    (('--fit', 'somewhere'), 'depthclip takes neither --fit nor --vocabulary'),
+    (('--vocabulary', 'vocab.txt'), 'depthclip takes neither --fit nor --vocabulary'),
+    (('--rows', '0:1'), '--rows are rows of a set to fit to'),
+    (('--tower', 'tiny-vit'), "head depthclip cannot work on tower 'tiny-vit'"),
+    (('--size', '64'), "--size '64': expected HxW in pixels"),
+    (('--variant', 'v1'), "mode = 'v1': expected one of"),
+    (('--tower-weights', 'none.pt'), 'tower weights none.pt: no such file'),
+])  # fmt: skip
+def test_what_the_verb_cannot_do_is_one_line(tmp_path, capsys, options, message):
+    out = tmp_path / 'out.safetensors'
+    assert cli.main(['prompt-weights', 'depthclip', str(out), *options]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith('vlm-depth prompt-weights: ') and message in said
+    assert cli.main(['prompt-weights', 'depthclip', str(tmp_path)]) == 1
+    assert 'is a folder; name the weights file' in capsys.readouterr().err
+    assert not out.exists()

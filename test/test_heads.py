@@ -2,9 +2,11 @@
 
 import copy
 from dataclasses import FrozenInstanceError, replace
+from functools import partial
 import inspect
 from pathlib import Path
 
+import blip2
 import pytest
 import torch
 from towers import HIERARCHICAL, picture, PLAIN, shared
@@ -13,19 +15,30 @@ from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
 from vlm_depth_ros.core.heads.linear import LinearHead
 from vlm_depth_ros.core.heads.registry import build_head, HEADS
 
-TOWERS = (
+OPEN_CLIP = (
     'tiny-vit', 'tiny-siglip', 'pocket-tower', 'tiny-resnet', 'tiny-rn50', 'tiny-fastvit'
 )  # fmt: skip
+TOWERS = (*OPEN_CLIP, blip2.TOWER)
 HW = {'tiny-siglip': (64, 96)}
 # Heads that are made for some towers only; what they say to the others is in their own tests.
-ACCEPTS = {'moa_depthclip': ('tiny-vit',), 'depthclip': ('tiny-resnet', 'tiny-rn50')}
+ACCEPTS = {
+    'moa_depthclip': ('tiny-vit',),
+    'depthclip': ('tiny-resnet', 'tiny-rn50'),
+    'depthblip2': (blip2.TOWER,),
+    'linear': (*OPEN_CLIP, blip2.TOWER),  # others take BLIP-2's ViT too, and slowly
+}
 NO_POOLED = ('moa_depthclip', 'depthclip')
 # The mode that trains, and less like an arg max: bfloat16 alone would turn it. The rest of it is
 # in its own tests.
-OPTIONS = {'depthclip': {'mode': 'learned', 'temperature': 2.0}}
+OPTIONS = {
+    'depthclip': {'mode': 'learned', 'temperature': 2.0},
+    'depthblip2': {'bins': 'learned', 'temperature': 1.0},
+}
 every_head = pytest.mark.parametrize('head_name', HEADS)
 every_tower = pytest.mark.parametrize('tower', TOWERS)
-some_towers = pytest.mark.parametrize('tower', ['tiny-vit', 'pocket-tower', 'tiny-rn50'])
+some_towers = pytest.mark.parametrize(
+    'tower', ['tiny-vit', 'pocket-tower', 'tiny-rn50', blip2.TOWER]
+)
 
 
 def options_of(head_name):
@@ -35,14 +48,23 @@ def options_of(head_name):
 
 def made(head_name, tower):
     """A head with its default options on a shared tower, and the tower."""
-    if tower not in ACCEPTS.get(head_name, TOWERS):
+    if tower not in ACCEPTS.get(head_name, OPEN_CLIP):
         pytest.skip(f'{head_name} is not made for {tower}')
-    backbone = shared(tower, HW.get(tower, (64, 96)))
-    torch.manual_seed(0)
+    backbone = (blip2.shared if tower == blip2.TOWER else partial(shared, tower))(
+        HW.get(tower, (64, 96))
+    )
+    return head_on(head_name, backbone), backbone
+
+
+def head_on(head_name, backbone, seed=0):
+    """A head of random weights with what a desk has stored in it."""
+    torch.manual_seed(seed)
     head = build_head(options_of(head_name), backbone.spec).eval()
     if hasattr(head, 'context'):
-        head.context.fill_(0.1)  # What a desk has stored.
-    return head, backbone
+        head.context.fill_(0.1)
+    if hasattr(head, 'phrases'):
+        head.set_phrases(blip2.vectors())
+    return head
 
 
 def features_of(head, backbone, count=1, seed=0):
@@ -167,8 +189,7 @@ def test_training_moves_every_parameter_of_the_head_and_none_of_the_tower(head_n
 @some_towers
 def test_a_state_restores_the_head_bit_for_bit(head_name, tower):
     head, backbone = made(head_name, tower)
-    torch.manual_seed(9)
-    other = build_head(options_of(head_name), backbone.spec).eval()
+    other = head_on(head_name, backbone, seed=9)
     found = features_of(head, backbone)
     with torch.no_grad():
         assert not torch.equal(other(found).depth_m, head(found).depth_m)

@@ -19,11 +19,12 @@ SEES = {
 CORE_ORDER = (
     ('errors',),
     ('config', 'colormap', 'features', 'lens', 'checks', 'tower_naming', 'tower_change'),
-    ('geometry',),
-    ('preprocess', 'packing', 'towers', 'devices'),
+    ('geometry', 'scale', 'mounting'),
+    ('preprocess', 'packing', 'towers', 'devices', 'canonical', 'scale_ground', 'scale_ranges'),
     ('tower_module',),
     ('tower_state',),
     ('backbone', 'bins'),
+    ('blip2_tower',),
     ('heads',),
     ('model', 'predictions'),
     ('frames',),
@@ -50,7 +51,7 @@ FENCES = {
         'tools/prompt_embeddings.py',  # likewise
     ),
     'timm': ('core/backbone.py', 'core/tower_module.py'),
-    'transformers': ('core/heads/depthblip2.py',),
+    'transformers': ('core/blip2_tower.py',),
     'rosbags': ('files/bags.py',),
     'launch': (),
     'launch_ros': (),
@@ -59,7 +60,13 @@ FENCES = {
     'torch': ('core/', 'tools/', 'files/bag_messages.py'),
     **{name: ('ros/',) for name in ROS},
 }
-TORCH_FREE = tuple(f'core/{n}.py' for n in ('errors', 'config', 'checks', 'lens', 'geometry'))
+TORCH_FREE = tuple(
+    f'core/{n}.py'
+    for n in (
+        'errors', 'config', 'checks', 'lens', 'geometry', 'canonical', 'mounting', 'scale',
+        'scale_ground', 'scale_ranges',
+    )
+)  # fmt: skip
 QUIET = ('core/', 'files/')
 
 
@@ -156,7 +163,7 @@ PLANTED = {
     'a head sees the model': ('core/heads/space_clip.py', 'import vlm_depth_ros.core.model'),
     'a module without a place': ('core/utils.py', 'import vlm_depth_ros.core.errors'),
     'open_clip elsewhere': ('core/model.py', 'import open_clip'),
-    'transformers elsewhere': ('core/heads/space_clip.py', 'from transformers import Blip2Model'),
+    'transformers elsewhere': ('core/heads/depthblip2.py', 'from transformers import Blip2Model'),
     'rosbags elsewhere': ('files/bag_source.py', 'from rosbags.highlevel import AnyReader'),
     'launch in the package': ('ros/node.py', 'from launch import LaunchService'),
     'torch where there is none': ('core/geometry.py', 'import torch'),

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 import torch
 from torch import nn
 from vlm_depth_ros.core.backbone import Backbone
-from vlm_depth_ros.core.config import from_mapping, ModelConfig
+from vlm_depth_ros.core.blip2_tower import BLIP2_TOWERS, Blip2Backbone
+from vlm_depth_ros.core.config import from_mapping, ModelConfig, require
 from vlm_depth_ros.core.errors import ConfigError, WeightsError
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.heads.registry import build_head
@@ -62,8 +63,14 @@ class DepthModel(nn.Module):
         super().__init__()
         check_version(config.preprocess)
         self.config = config
-        self.backbone = tower if hasattr(tower, 'spec') else Backbone(
+        kind = Blip2Backbone if config.tower in BLIP2_TOWERS else Backbone
+        self.backbone = tower if hasattr(tower, 'spec') else kind(
             config.tower, config.input_hw, config.pretrained, config.tower_activation, tower
+        )
+        require(
+            self.backbone.spec.is_hierarchical or not config.size_by_focal,
+            f'size_by_focal = {config.size_by_focal}, but tower {config.tower!r} takes inputs of '
+            'one size only. Set 0.',
         )
         self.head = build_head(config.head, self.backbone.spec)
         if self.head.tower_change is not None:

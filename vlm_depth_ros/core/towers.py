@@ -31,6 +31,12 @@ HUB_NAMES = ('open_clip_model.safetensors', 'open_clip_pytorch_model.bin')
 """What open_clip calls the file in a repository of Hugging Face's hub; it asks in this order."""
 
 
+OTHER_TOWERS = {
+    'blip2-itm-vit-g': {'salesforce': {'hf_hub': 'Salesforce/blip2-itm-vit-g/model.safetensors'}},
+}
+"""Published weights that open_clip does not know, by tower and tag, as it would list them."""
+
+
 def own_tower_config(name: str) -> dict | None:
     """The tower config that ships in ``assets/`` under this name, or None."""
     entry = resources.files('vlm_depth_ros') / 'assets' / f'{name}.json'
@@ -92,14 +98,29 @@ def towers_folder() -> Path:
     return Path(os.environ.get('VLM_DEPTH_TOWERS', default))
 
 
+def tower_tags(tower: str) -> list[str]:
+    """Tags under which weights of a tower are published; none for our own."""
+    return list(OTHER_TOWERS.get(tower, ())) or list_pretrained_tags_by_model(tower)
+
+
 def published_state(tower: str, tag: str | None) -> tuple[dict[str, torch.Tensor], Path]:
-    """Read pretrained tower weights: a file put there by hand, else open_clip's download.
+    """Read pretrained tower weights from the `published_file`.
 
     Returns:
         The image tower's tensors under open_clip's names, and the file they came from.
 
     Raises:
-        WeightsError: If there is no tag, no file and no way to fetch one, or it cannot be read.
+        WeightsError: As `published_file`, or if it cannot be read.
+    """
+    path = published_file(tower, tag)
+    return tower_state(path), path
+
+
+def published_file(tower: str, tag: str | None) -> Path:
+    """The file with pretrained weights: one put there by hand, else a download.
+
+    Raises:
+        WeightsError: If there is no tag, no file and no way to fetch one.
     """
     if tag is None:
         raise WeightsError(
@@ -108,16 +129,35 @@ def published_state(tower: str, tag: str | None) -> tuple[dict[str, torch.Tensor
         )
     file = _tower_file(tower, tag)
     if file.here:
-        return tower_state(file.here), file.here
+        return file.here
     log.info('Fetching the tower %s, %s, from %s.', tower, tag, file.page)
     try:
-        path = Path(download_pretrained(get_pretrained_cfg(tower, tag)))
+        return Path(download_pretrained(_published(tower, tag)))
     except Exception as err:  # every network library fails in its own way
         raise WeightsError(
             f'weights of tower {tower!r}, tag {tag!r}, could not be fetched '
             f'({type(err).__name__}). Copy {file.name} of {file.page} to {file.copy_to}.'
         ) from err
-    return tower_state(path), path
+
+
+def tensors_of(path: Path | str, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The tensors of a local safetensors file whose names begin so, in float32; no other is read.
+
+    Raises:
+        WeightsError: If there is no such file, or it cannot be read.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsError(f'tower weights {path}: no such file. Expected a .safetensors file.')
+    try:
+        with safe_open(path, 'pt') as file:
+            wanted = [key for key in file.keys() if key.startswith(prefixes)]
+            return {key: file.get_tensor(key).float() for key in wanted}
+    except Exception as err:
+        reason = str(err) or type(err).__name__
+        raise WeightsError(
+            f'{path}: not a readable tower file ({reason}). Fetch it again.'
+        ) from err
 
 
 def tower_state(path: Path) -> dict[str, torch.Tensor]:
@@ -174,11 +214,11 @@ def tower_names() -> list[str]:
 
 def tower_files(tower: str) -> list[TowerFile]:
     """The published weights of a tower, one file for each of its tags; none for our own."""
-    return [_tower_file(tower, tag) for tag in list_pretrained_tags_by_model(tower)]
+    return [_tower_file(tower, tag) for tag in tower_tags(tower)]
 
 
 def _tower_file(tower: str, tag: str) -> TowerFile:
-    repository, name = os.path.split(get_pretrained_cfg(tower, tag)['hf_hub'])
+    repository, name = os.path.split(_published(tower, tag)['hf_hub'])
     names = (name,) if name else HUB_NAMES
     wanted = towers_folder() / f'{tower}.{tag}'
     places = [wanted.with_name(f'{wanted.name}{suffix}') for suffix in SUFFIXES]
@@ -191,3 +231,7 @@ def _tower_file(tower: str, tag: str) -> TowerFile:
         copy_to=wanted.with_name(f'{wanted.name}{Path(names[0]).suffix}'),
         here=next((p for p in places if p.is_file()), None),
     )
+
+
+def _published(tower: str, tag: str) -> dict:
+    return OTHER_TOWERS.get(tower, {}).get(tag) or get_pretrained_cfg(tower, tag)

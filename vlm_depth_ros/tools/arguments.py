@@ -148,6 +148,38 @@ def import_weights(parser: ArgumentParser) -> None:
     )
 
 
+def prompt_weights(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth prompt-weights``."""
+    parser.add_argument('head', choices=('depthclip', 'depthblip2'))
+    parser.add_argument('out', type=Path, help='weights file to write (.safetensors)')
+    parser.add_argument(
+        '--variant', help='of depthclip: faithful (default) or projected; of depthblip2: channel '
+        'order v1 (default) or v2',
+    )  # fmt: skip
+    parser.add_argument(
+        '--tower', help='architecture (default RN50-quickgelu, blip2-itm-vit-g)'
+    )
+    parser.add_argument(
+        '--tower-weights', default='', metavar='FILE',
+        help='file with image and text side (default: the published one, fetched if need be)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--vocabulary', default='', metavar='FILE',
+        help="of depthblip2: BERT's vocab.txt (default: fetched if need be)",
+    )  # fmt: skip
+    parser.add_argument(
+        '--size', metavar='HxW', help='network input (default 416x544, of depthblip2 224x224)'
+    )
+    parser.add_argument(
+        '--embed-tower', action='store_true', help='put the tower into the file: needs no other'
+    )
+    parser.add_argument(
+        '--fit', type=Path, metavar='DATA', help='of depthblip2: fit the bins to this set'
+    )
+    parser.add_argument('--rows', help='half-open row ranges A:B[,C:D] of DATA (default 0:16)')
+    parser.add_argument('--device', default='auto', help='of --fit: auto, cpu, cuda or cuda:N')
+
+
 def _model(parser: ArgumentParser) -> None:
     parser.add_argument('--weights', default='pocket', help='shipped name or file')
     _tower_weights(parser)
@@ -169,6 +201,7 @@ VERBS = {
     'train': (train, 'train a head (or our own small tower and a head) by a YAML recipe'),
     'synthetic': (synthetic, 'render rooms with exact depth, as a training set or a clip'),
     'import-weights': (import_weights, 'checkpoints of other code, as weights files'),
+    'prompt-weights': (prompt_weights, 'DepthCLIP and DepthBLIP-2: phrases and tower, as a file'),
     'models': (models, 'weights, heads and towers: sizes, licences, what to copy where'),
     'doctor': (doctor, 'examine a weights file: tower, tensors, text, camera, an answer'),
 }

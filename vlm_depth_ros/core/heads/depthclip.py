@@ -84,7 +84,7 @@ class DepthClipHead(DepthHead):
     def __init__(self, config: Config, spec: BackboneSpec):
         super().__init__(config, spec)
         require(
-            _is_clip_resnet(spec.tower),
+            _is_clip_resnet(spec),
             f'head depthclip cannot work on tower {spec.tower!r}: it reads the last map and the '
             "attention pool of CLIP's ResNets. Use RN50-quickgelu.",
         )
@@ -129,7 +129,7 @@ class DepthClipHead(DepthHead):
         if not (torch.isfinite(lengths).all() and lengths.all()):
             raise ConfigError(
                 f'the text embeddings have lengths {lengths.min():g} to {lengths.max():g}: '
-                'expected positive numbers. Compute them by tools/prompt_embeddings.py.'
+                'expected positive numbers. Compute them by vlm-depth prompt-weights.'
             )
         with torch.no_grad():
             self.text.copy_(F.normalize(embeddings.float(), dim=1))
@@ -144,8 +144,8 @@ class DepthClipHead(DepthHead):
         """
         if not self.has_text:
             raise ConfigError(
-                'head depthclip has no text embeddings: none are stored. Fill them by '
-                'tools/prompt_embeddings.py, once, and write a weights file.'
+                'head depthclip has no text embeddings: none are stored. Write a weights '
+                'file with them by vlm-depth prompt-weights, once.'
             )
         depth_m = self.depth_on_grid(self._cells(features))
         stride = self.spec.strides[-1]
@@ -195,9 +195,11 @@ def starting_bins_m(config: DepthClipHead.Config) -> tuple[float, ...]:
     return tuple(map(math.exp, middles)) if config.spacing == 'log' else tuple(middles)
 
 
-def _is_clip_resnet(tower: str) -> bool:
+def _is_clip_resnet(spec: BackboneSpec) -> bool:
     """Whether open_clip builds its `ModifiedResNet` for this name: it does by a list of layers."""
-    vision = tower_config(tower)['vision_cfg']
+    if not spec.is_hierarchical:
+        return False
+    vision = tower_config(spec.tower)['vision_cfg']
     return isinstance(vision.get('layers'), list) and not vision.get('timm_model_name')
 
 

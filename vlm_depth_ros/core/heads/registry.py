@@ -6,6 +6,7 @@ from vlm_depth_ros.core.config import from_mapping
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.features import BackboneSpec
 from vlm_depth_ros.core.heads.base import DepthHead
+from vlm_depth_ros.core.heads.depthblip2 import DepthBlip2Head
 from vlm_depth_ros.core.heads.depthclip import DepthClipHead
 from vlm_depth_ros.core.heads.dpt import DptHead
 from vlm_depth_ros.core.heads.linear import LinearHead
@@ -16,7 +17,8 @@ from vlm_depth_ros.core.heads.space_clip import SpaceClipHead
 HEADS: dict[str, type[DepthHead]] = {
     head.name: head
     for head in (
-        SpaceClipHead, LinearHead, MoaDepthClipHead, DepthClipHead, LinearBinsHead, DptHead
+        SpaceClipHead, LinearHead, MoaDepthClipHead, DepthClipHead, DepthBlip2Head,
+        LinearBinsHead, DptHead,
     )
 }  # fmt: skip
 
