@@ -390,8 +390,8 @@ def test_gain_and_shift_turn_confidence_into_probability():
     head = head_of(confidence=True).eval()
     features = features_of(head)
     before = head(features).confidence.logit()
-    head.confidence_gain.fill_(0.5)
-    head.confidence_shift.fill_(-1.0)
+    head.confidence_head.gain.fill_(0.5)
+    head.confidence_head.shift.fill_(-1.0)
     assert torch.allclose(head(features).confidence.logit(), 0.5 * before - 1, atol=1e-4)
 
 

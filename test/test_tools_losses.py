@@ -183,16 +183,17 @@ def test_difference_from_the_guide_counts_every_pixel():
     assert log_difference(depth, guide).item() == pytest.approx(np.log([2, 4]).mean(), rel=1e-6)
 
 
-def test_doubt_is_least_where_the_expected_error_is_the_mean_error():
-    """Relative errors of 0.2, 0.3, 0.3 and, cut off, 2; the pixel without a truth counts not."""
+def test_doubt_is_least_where_confidence_is_the_share_of_right_depths():
+    """A quarter of the pixels with a truth is within a factor of 1.25; those without count not."""
     truth = torch.tensor([1.0, 1.0, 1.0, 1.0, torch.nan])[None, None, None]
-    depth = torch.tensor([1.2, 1.3, 0.7, 9.0, 1.0])[None, None, None].requires_grad_(True)
+    depth = torch.tensor([1.2, 1.3, 0.7, 3.0, 1.0])[None, None, None].requires_grad_(True)
     valid = torch.isfinite(truth)
 
-    def at(mean):
-        logit = torch.full_like(truth, -np.log(np.expm1(mean - 1e-3)))
+    def at(share):
+        logit = torch.full_like(truth, share).logit()
         return doubt(logit, depth, truth, valid)
 
-    assert at(0.5).item() == pytest.approx(0.7 / 0.5 + np.log(0.5), rel=1e-5)
-    assert at(0.7) < at(0.65) and at(0.7) < at(0.75)
-    assert not at(0.5).requires_grad  # depth is not bent by it
+    expected = -(0.25 * np.log(0.3) + 0.75 * np.log(0.7))
+    assert at(0.3).item() == pytest.approx(expected, rel=1e-5)
+    assert at(0.25) < at(0.2) and at(0.25) < at(0.3)
+    assert not at(0.3).requires_grad  # depth is not bent by it

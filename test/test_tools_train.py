@@ -278,7 +278,7 @@ def test_pretrained_tower_is_loaded_and_never_trained(data, recipe, monkeypatch,
 class _unbuilt(torch.nn.Module):
     """In place of a large network that is refused before it is used."""
 
-    def __init__(self, config):
+    def __init__(self, config, tower):
         super().__init__()
         self.config, self.backbone = config, self
 

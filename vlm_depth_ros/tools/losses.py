@@ -1,12 +1,14 @@
 """Depth losses over pixels that have a truth; everything else is ignored, not zero."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 NEAREST_M = 1e-7
 """Logarithms take nothing nearer (SPACE-CLIP's constant)."""
-SMALLEST_ERROR, LARGEST_ERROR = 1e-3, 2.0
-"""Relative errors beyond these say no more about how sure a network may be."""
+LOG_WITHIN = math.log(1.25)
+"""Error of ln(depth) up to which a depth counts as right: the measure delta1."""
 SSIM_WINDOWS = ('whole', 'all')
 SSIM_SIDE, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
@@ -54,10 +56,7 @@ def log_difference(depth_m: torch.Tensor, guide_m: torch.Tensor) -> torch.Tensor
 def doubt(
     logit: torch.Tensor, depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor
 ) -> torch.Tensor:
-    """Negative log-likelihood of the relative error, as an exponential one of a predicted mean.
-
-    That mean is softplus(-logit): by the error that is expected pixels are dropped best, where the
-    chance to be right would take one that is a little wrong for one that is twice too far.
+    """Cross-entropy of a confidence: that a depth is within a factor of 1.25 of the truth.
 
     Args:
         logit: (B, 1, H, W) of the confidence.
@@ -68,10 +67,9 @@ def doubt(
     Returns:
         A scalar, the mean over valid pixels.
     """
-    truth_m = truth_m.nan_to_num(nan=1.0).clamp(min=NEAREST_M)
-    error = ((depth_m.detach() - truth_m).abs() / truth_m).clamp(max=LARGEST_ERROR)
-    mean = F.softplus(-logit) + SMALLEST_ERROR
-    return torch.where(valid, error / mean + mean.log(), 0.0).sum() / valid.sum().clamp(min=1)
+    is_right = _log_error(depth_m.detach(), truth_m).abs() < LOG_WITHIN
+    terms = F.binary_cross_entropy_with_logits(logit, is_right.float(), reduction='none')
+    return torch.where(valid, terms, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def log_gradient(depth_m: torch.Tensor, truth_m: torch.Tensor, valid: torch.Tensor, scales=4):

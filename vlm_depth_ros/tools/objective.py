@@ -6,7 +6,6 @@ from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
 from vlm_depth_ros.core.preprocess import to_camera_grid
 from vlm_depth_ros.tools.losses import (
     dissimilarity,
-    doubt,
     log_difference,
     log_gradient,
     relative,
@@ -34,11 +33,6 @@ def check_objective(config: TrainConfig, stage: StageConfig, head: DepthHead) ->
         head.name == 'moa_depthclip' or not config.moa_weight,
         f'{config.name}: moa_weight = {config.moa_weight}, but head {head.name} has no bins. It '
         'is the loss of moa_depthclip.',
-    )
-    require(
-        getattr(head.config, 'confidence', False) or not stage.confidence_weight,
-        f'stage {stage.name}: confidence_weight = {stage.confidence_weight}, but head {head.name} '
-        'has no confidence. Set confidence: true in its options, where it has that option.',
     )
 
 
@@ -78,9 +72,6 @@ def loss_terms(
     if stage.guide_weight:
         guide_m = to_camera_grid(guide_m.float(), hw)
         terms['guide'] = stage.guide_weight * log_difference(pair[0], guide_m)
-    if stage.confidence_weight:
-        logit = to_camera_grid(found.extras['confidence_logit'].float(), hw)
-        terms['confidence'] = stage.confidence_weight * doubt(logit, *pair)
     aux_depth_m = found.extras.get('aux_depth_m', ())
     for i, (weight, aux) in enumerate(zip(config.aux_weights, aux_depth_m)):
         if weight:

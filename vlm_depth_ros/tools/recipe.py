@@ -42,8 +42,6 @@ class StageConfig:
     mixed: float = 0.0
     """Share of views that are blended with another one; only teacher and guide know their truth
     (Beyer et al. 2022)."""
-    confidence_weight: float = 0.0
-    """Weight of the loss `losses.doubt`, for a head with a confidence."""
     relative_weight: float = 0.0
     """Weight of the loss `losses.relative`, beside SILog."""
 
@@ -102,6 +100,8 @@ class TrainConfig:
     held_out: tuple[dict, ...] = ()
     """`SetConfig` each: rows that judge the result. Training refuses to find one of their images
     among those that train or choose."""
+    confidence: dict | None = None
+    """`ConfidenceConfig`: how the confidence of a head that has one is trained in the end."""
     batch: int = 16
     """Samples of a step, in all processes together."""
     accumulate: int = 1

@@ -17,8 +17,8 @@ from vlm_depth_ros.core.config import from_mapping, ModelConfig, require
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.heads.registry import build_head
 from vlm_depth_ros.core.model import DepthModel, load_model, save_model
-from vlm_depth_ros.tools.calibration import fit_confidence
 from vlm_depth_ros.tools.check_data import is_clean, require_held_out
+from vlm_depth_ros.tools.confidence import confidence_config, train_confidence
 from vlm_depth_ros.tools.datasets import SetConfig
 from vlm_depth_ros.tools.recipe import is_taught, read_recipe, StageConfig, TrainConfig
 from vlm_depth_ros.tools.samples import load_with_progress, VIEWS
@@ -74,6 +74,7 @@ def train(
     pretrained = model_config.pretrained
     if pretrained is not None and config.tower_from is None:
         model.backbone.load_published(pretrained)
+    confidence = confidence_config(config.confidence, model, config.name)
     model.to(team.device, memory_format=torch.channels_last)
     saved = read_resume(out, config) if resume else None
     columns = (*Progress.get_default_columns()[:3], TimeElapsedColumn(), TimeRemainingColumn())
@@ -95,10 +96,10 @@ def train(
             found = Stage(replace(job, model=learner), stage, index, state, progress).run()
             metrics = metrics if stage.is_guide else found
             learner.eval()
+        if confidence:
+            train_confidence(job, confidence, progress)
     if not team.is_first:
         return metrics
-    if getattr(model.head.config, 'confidence', False):
-        fit_confidence(model.head, *job.selection.confidences(model))
     record = asdict(config) | {'torch': torch.__version__, 'selection': metrics}
     save_model(
         out, model, name=config.name, embed_tower=pretrained is None,

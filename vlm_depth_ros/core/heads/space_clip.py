@@ -19,6 +19,7 @@ import math
 import torch
 from torch import nn
 import torch.nn.functional as F
+from vlm_depth_ros.core.confidence import ConfidenceHead
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
@@ -64,7 +65,7 @@ class SpaceClipHead(DepthHead):
         """Depth around which an untrained softplus head answers; near that of the data, a short
         training need not first climb there. None: what random values give, about 0.7 m."""
         confidence: bool = False
-        """Also answer how likely each depth is right (ours; it changes no depth)."""
+        """Also answer how likely each depth is right (`core.confidence`; it changes no depth)."""
 
         def __post_init__(self):
             """Check names and sizes."""
@@ -146,12 +147,7 @@ class SpaceClipHead(DepthHead):
                 for n in c[:3]
             )
         if config.confidence:
-            self.confidence_head = nn.Sequential(
-                *_conv_bn_relu(c[3], config.output_width),
-                nn.Conv2d(config.output_width, 1, 3, padding=1),
-            )
-            self.register_buffer('confidence_gain', torch.ones(()))
-            self.register_buffer('confidence_shift', torch.zeros(()))
+            self.confidence_head = ConfidenceHead(c[3])
         if config.start_m:
             for part in (self.depth_prediction_head, *self.aux_depth_heads):
                 nn.init.constant_(part[-1].bias, math.log(math.expm1(config.start_m)))
@@ -160,10 +156,8 @@ class SpaceClipHead(DepthHead):
     def forward(self, features: Features) -> HeadOutput:
         """(B, 1, 16h, 16w) depth, and confidence where it was asked for.
 
-        Confidence is the probability that depth is within a factor of 1.25 of the truth: a
-        logistic regression on what was learned of the relative error, its gain and shift fitted
-        after training (Platt 1999). In training also ``extras['aux_depth_m']``, coarse to fine,
-        and ``['confidence_logit']``.
+        In training also ``extras['aux_depth_m']``, coarse to fine; while the confidence is in
+        training, ``['confidence_logit']``.
         """
         skips = []  # P_i: (B, c_i, h_k, w_k)
         for k, film, project in zip(
@@ -180,10 +174,9 @@ class SpaceClipHead(DepthHead):
         depth_m = self._activate(self.depth_prediction_head(x))
         found = HeadOutput(depth_m, extras={'aux_depth_m': aux} if aux else {})
         if self.config.confidence:
-            # What it learns must not bend what depth is made of.
-            logit = self.confidence_head(x.detach())
-            found.confidence = torch.sigmoid(self.confidence_gain * logit + self.confidence_shift)
-            if self.training:
+            logit = self.confidence_head(x, depth_m)
+            found.confidence = logit.sigmoid()
+            if self.confidence_head.training:
                 found.extras['confidence_logit'] = logit
         return found
 
