@@ -376,7 +376,7 @@ def test_no_words_live_where_depth_is_estimated(tmp_path):
     save_model(path, model_of(), name='m', embed_tower=True)
     said = subprocess.run(
         [sys.executable, '-c', RUN_TIME, str(path)],
-        cwd=here, env={**os.environ, 'PYTHONPATH': str(here.parent)},
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(here), *sys.path])},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert said.stdout.strip() == '[]', said.stderr
