@@ -64,6 +64,7 @@ setup(
         # training curves are read back.
         'test': [
             'pytest>=7',
+            'pytest-xdist>=3.5',
             'transformers>=4.45',
             'h5py>=3.8',
             'scipy>=1.11',
