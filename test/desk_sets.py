@@ -33,6 +33,12 @@ def write_set(folder: Path, depths) -> Path:
     return folder
 
 
+def write_four(folder: Path) -> Path:
+    """A pairs.csv folder of four rows: two slopes, a wall and a longer slope."""
+    slope = np.linspace(1, 3, 64, dtype=np.float32)[None].repeat(48, 0)
+    return write_set(folder, [slope, slope[:, ::-1].copy(), 2.0, slope * 1.5])
+
+
 def write_weights(path: Path) -> Path:
     """A whole weights file of an untrained network, tower embedded."""
     torch.manual_seed(0)

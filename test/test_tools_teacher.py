@@ -4,7 +4,7 @@ from dataclasses import replace
 import math
 import shutil
 
-from desk_sets import MODEL, write_set
+from desk_sets import MODEL, write_four
 import numpy as np
 import pytest
 import torch
@@ -39,20 +39,13 @@ RECIPE = TrainConfig(
     check_every=2, ema=0.5, seed=7, confidence={'steps': 3, 'augment': {'min_crop': 0.5}},
 )  # fmt: skip
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp('data')
-    slope = np.linspace(1, 3, 64, dtype=np.float32)[None].repeat(48, 0)
-    write_set(root / 'set', [slope, slope[:, ::-1].copy(), 2.0, slope * 1.5])
+    write_four(root / 'set')
     write_pools(root / 'pools.onnx')
     return root
 

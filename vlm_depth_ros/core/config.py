@@ -49,6 +49,16 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def require_within(options: object, bounds: dict[str, tuple[float, float]]) -> None:
+    """Refuse a field of `options` that is no number from low to high; raises ConfigError."""
+    for name, (low, high) in bounds.items():
+        value = getattr(options, name)
+        require(
+            isinstance(value, int | float) and low <= value <= high,
+            f'{name} = {value!r}: expected a number from {low:g} to {high:g}.',
+        )
+
+
 @dataclass(frozen=True)
 class TrainingCamera:
     """The camera that depth was learned for: focal lengths over image width and height."""

@@ -16,11 +16,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from vlm_depth_ros.core.config import require
+from vlm_depth_ros.core.config import require, require_within
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, require_size
 from vlm_depth_ros.core.preprocess import to_camera_grid
-from vlm_depth_ros.core.scale import require_within
 
 Array = TypeVar('Array', np.ndarray, torch.Tensor)
 """What NumPy and torch spell alike runs on either: the namespace is handed in as `xp`."""

@@ -13,7 +13,7 @@ import math
 from statistics import median
 from typing import TypeVar
 
-from vlm_depth_ros.core.config import require
+from vlm_depth_ros.core.config import require, require_within
 
 T = TypeVar('T')
 
@@ -31,16 +31,6 @@ GATE_SIGMAS = 3.0
 
 SENSIBLE_M = (1e-3, 1e3)
 """Depths and ranges outside these bounds are no measurement, and their squares overflow."""
-
-
-def require_within(options: object, bounds: dict[str, tuple[float, float]]) -> None:
-    """Refuse a field of `options` that is no number from low to high; raises ConfigError."""
-    for name, (low, high) in bounds.items():
-        value = getattr(options, name)
-        require(
-            isinstance(value, int | float) and low <= value <= high,
-            f'{name} = {value!r}: expected a number from {low:g} to {high:g}.',
-        )
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from functools import lru_cache
 import math
 
 import numpy as np
+from vlm_depth_ros.core.config import require_within
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, require_size
 from vlm_depth_ros.core.mounting import require_rigid
-from vlm_depth_ros.core.scale import Measurement, require_within, SENSIBLE_M
+from vlm_depth_ros.core.scale import Measurement, SENSIBLE_M
 
 POINTS = 2000
 """About so many points of a frame are looked at; a larger image is thinned."""

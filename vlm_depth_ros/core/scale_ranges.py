@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import math
 
 import numpy as np
+from vlm_depth_ros.core.config import require_within
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, require_size
 from vlm_depth_ros.core.mounting import require_rigid
-from vlm_depth_ros.core.scale import Measurement, require_within, SENSIBLE_M
+from vlm_depth_ros.core.scale import Measurement, SENSIBLE_M
 
 NEAREST_M = 0.05
 """A point nearer to the lens than this has no pixel worth comparing."""

@@ -7,8 +7,8 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import torch
+from vlm_depth_ros.core.config import require_within
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.scale import require_within
 
 Array = TypeVar('Array', np.ndarray, torch.Tensor)
 """NumPy on a CPU, steady while other programs run; torch elsewhere."""
