@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 from vlm_depth_ros.core.canonical import LARGEST, Seen, seen_by
-from vlm_depth_ros.core.config import ModelConfig, OutputOptions, TrainingCamera
+from vlm_depth_ros.core.config import ModelConfig, TrainingCamera
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.estimator import DepthEstimator, Frame
 from vlm_depth_ros.core.features import BackboneSpec
 from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.model import DepthModel
+from vlm_depth_ros.core.options import OutputOptions
 
 VGA = CameraIntrinsics(525.0, 530.0, 319.5, 239.5, 640, 480)
 FIXED = ModelConfig(

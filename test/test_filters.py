@@ -9,8 +9,9 @@ import torch
 from vlm_depth_ros.core import filters
 from vlm_depth_ros.core.config import from_mapping
 from vlm_depth_ros.core.errors import ConfigError, InputError
-from vlm_depth_ros.core.filters import apply_filters, FilterOptions, upsample_keeping_edges
+from vlm_depth_ros.core.filters import apply_filters, upsample_keeping_edges
 from vlm_depth_ros.core.geometry import CameraIntrinsics
+from vlm_depth_ros.core.options import FilterOptions
 from vlm_depth_ros.core.preprocess import to_camera_grid
 
 NAN = math.nan

@@ -21,13 +21,16 @@ CORE_ORDER = (
     ('config', 'colormap', 'features', 'lens', 'checks', 'tower_naming', 'tower_change'),
     ('geometry', 'scale', 'mounting'),
     ('preprocess', 'packing', 'towers', 'devices', 'canonical', 'scale_ground', 'scale_ranges'),
-    ('tower_module', 'filters', 'temporal'),
+    ('tower_module', 'options'),
+    ('filters', 'temporal'),
     ('tower_state',),
     ('backbone', 'bins', 'confidence'),
     ('blip2_tower',),
     ('heads',),
-    ('model', 'predictions'),
+    ('model', 'predictions', 'track'),
     ('frames',),
+    ('refine',),
+    ('outputs',),
     ('estimator',),
 )
 CORE_LEVEL = {name: level for level, names in enumerate(CORE_ORDER) for name in names}
@@ -64,7 +67,7 @@ TORCH_FREE = tuple(
     f'core/{n}.py'
     for n in (
         'errors', 'config', 'checks', 'lens', 'geometry', 'canonical', 'mounting', 'scale',
-        'scale_ground', 'scale_ranges',
+        'scale_ground', 'scale_ranges', 'options',
     )
 )  # fmt: skip
 QUIET = ('core/', 'files/')

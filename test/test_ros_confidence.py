@@ -12,7 +12,7 @@ import ros_graph  # noqa: E402
 from ros_graph import Graph, image_message, info_message, wait_for  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 import torch  # noqa: E402
-from vlm_depth_ros.core import frames  # noqa: E402
+from vlm_depth_ros.core import outputs  # noqa: E402
 from vlm_depth_ros.core.config import ModelConfig, TrainingCamera  # noqa: E402
 from vlm_depth_ros.core.model import DepthModel, save_model  # noqa: E402
 from vlm_depth_ros.ros.depth_node import load_estimator  # noqa: E402
@@ -100,8 +100,8 @@ def test_depth_beyond_range_keeps_its_confidence(sure):
 
 def test_confidence_is_packed_only_while_somebody_subscribes(sure, monkeypatch):
     packed = []
-    pack = frames.pack_confidence
-    monkeypatch.setattr(frames, 'pack_confidence', lambda *a: packed.append(1) or pack(*a))
+    pack = outputs.pack_confidence
+    monkeypatch.setattr(outputs, 'pack_confidence', lambda *a: packed.append(1) or pack(*a))
     with graph_on(sure) as graph:
         depth = graph.listen('depth/image_rect')
         wait_for(lambda: graph.publish('image', image_message()) or depth, 'depth')

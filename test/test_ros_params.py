@@ -13,9 +13,10 @@ from rcl_interfaces.msg import ParameterType  # noqa: E402
 from rcl_interfaces.srv import DescribeParameters  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from ros_graph import Graph, image_message, info_message, wait_for  # noqa: E402
-from vlm_depth_ros.core.config import OutputOptions, RuntimeConfig  # noqa: E402
+from vlm_depth_ros.core.config import RuntimeConfig  # noqa: E402
 from vlm_depth_ros.core.errors import ConfigError  # noqa: E402
-from vlm_depth_ros.ros.params import LIVE, NodeParams  # noqa: E402
+from vlm_depth_ros.core.options import OutputOptions  # noqa: E402
+from vlm_depth_ros.ros.node_params import LIVE, NodeParams  # noqa: E402
 import yaml  # noqa: E402
 
 NODE_YAML = Path(__file__).parents[1] / 'config' / 'node.yaml'
@@ -91,11 +92,16 @@ def test_every_parameter_is_described_with_type_and_bounds(graph):
         int: ParameterType.PARAMETER_INTEGER,
         float: ParameterType.PARAMETER_DOUBLE,
         str: ParameterType.PARAMETER_STRING,
-        tuple: ParameterType.PARAMETER_STRING_ARRAY,
+        (str,): ParameterType.PARAMETER_STRING_ARRAY,
+        (float,): ParameterType.PARAMETER_DOUBLE_ARRAY,
     }
+
+    def kind_of(default):
+        return (type(default[0]),) if isinstance(default, tuple) else type(default)
+
     for f in fields(NodeParams):
         d = by_name[f.name]
-        assert d.type == types[type(f.default)] and len(d.description) > 20, f.name
+        assert d.type == types[kind_of(f.default)] and len(d.description) > 20, f.name
         assert d.read_only == (f.name == 'autostart')
         assert (f.metadata['change'] == LIVE) == ('next frame' in d.description)
     assert by_name['cloud_stride'].integer_range[0].to_value == 16

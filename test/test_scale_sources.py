@@ -165,7 +165,7 @@ def test_a_floor_that_is_predicted_leaning_gives_its_mean_factor_and_is_trusted_
 
 def test_a_base_frame_above_the_ground_is_allowed_for():
     raised = (*CAMERA_IN_BASE[:2], CAMERA_IN_BASE[2] - 0.15, *CAMERA_IN_BASE[3:])
-    found = on_ground(PLANTED * seen(), raised, GroundOptions(ground_z_m=-0.15))
+    found = on_ground(PLANTED * seen(), raised, GroundOptions(z_m=-0.15))
     assert found.factor == pytest.approx(TRUE, rel=0.005)
 
 
@@ -412,7 +412,7 @@ def test_whatever_the_depth_is_a_source_answers_a_factor_or_a_reason(kind):
 @pytest.mark.parametrize(
     ('cls', 'name', 'value', 'bounds'),
     (
-        (GroundOptions, 'ground_z_m', math.nan, '-100 to 100'),
+        (GroundOptions, 'z_m', math.nan, '-100 to 100'),
         (GroundOptions, 'horizon_margin_deg', 0, '0.5 to 60'),
         (GroundOptions, 'tolerance', 0.6, '0.01 to 0.5'),
         (GroundOptions, 'max_tilt_deg', 90, '1 to 45'),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from vlm_depth_ros.core.errors import ConfigError, InputError
-from vlm_depth_ros.core.temporal import TemporalFilter, TemporalOptions
+from vlm_depth_ros.core.options import TemporalOptions
+from vlm_depth_ros.core.temporal import TemporalFilter
 
 HW = (120, 160)
 OPTIONS = TemporalOptions(weight=0.8)

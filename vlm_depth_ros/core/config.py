@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 import difflib
 import math
-from numbers import Integral
 import re
 from typing import Any, TypeVar
 
@@ -169,42 +168,3 @@ class RuntimeConfig:
         for name, choices in (('precision', PRECISIONS), ('compile', COMPILES)):
             value = getattr(self, name)
             require(value in choices, f'{name} = {value!r}: expected one of {choices}.')
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """What leaves the estimator for a robot: size, range, cloud form; may change at any frame."""
-
-    depth_divisor: int = 1
-    """Depth image = input size over this integer."""
-    min_depth_m: float = 0.0
-    """Nearer is too near; 0 takes the model's own range."""
-    max_depth_m: float = 0.0
-    """Farther is beyond range (+Inf); 0 takes the model's own range."""
-    near_is_neg_inf: bool = False
-    """Too near becomes -Inf (REP-117) instead of NaN."""
-    cloud_stride: int = 2
-    """Every n-th pixel and row of the depth image becomes a point."""
-    cloud_organized: bool = False
-    """Keep rows and NaN (height > 1) instead of finite points only (height 1)."""
-    focal_correction: bool = True
-    """Scale depth by the focal length of the camera at hand over the training camera's."""
-
-    def __post_init__(self):
-        """Check every bound."""
-        for name, most in (('depth_divisor', 8), ('cloud_stride', 16)):
-            value = getattr(self, name)
-            require(
-                isinstance(value, Integral) and 1 <= value <= most,
-                f'{name} = {value!r}: expected an integer from 1 to {most}.',
-            )
-        for name in ('min_depth_m', 'max_depth_m'):
-            value = getattr(self, name)
-            require(
-                math.isfinite(value) and value >= 0,
-                f"{name} = {value}: expected a finite number of metres, 0 for the model's own.",
-            )
-        require(
-            self.max_depth_m == 0 or self.min_depth_m < self.max_depth_m,
-            f'min_depth_m = {self.min_depth_m} must be below max_depth_m = {self.max_depth_m}.',
-        )

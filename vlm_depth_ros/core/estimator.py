@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.canonical import Seen, seen_by
-from vlm_depth_ros.core.config import ModelConfig, OutputOptions, RuntimeConfig
+from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig
 from vlm_depth_ros.core.devices import choose_device, device_of_tower, DTYPES
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.features import Features
@@ -23,11 +23,12 @@ from vlm_depth_ros.core.frames import (
     EMBEDDING,
     Frame,
     FrameOutput,
-    pack_depth_outputs,
     rectified,
 )
 from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.model import load_model
+from vlm_depth_ros.core.options import OutputOptions
+from vlm_depth_ros.core.outputs import pack_depth_outputs
 from vlm_depth_ros.core.packing import pack_embedding
 from vlm_depth_ros.core.predictions import (
     Answer,
@@ -223,7 +224,7 @@ class DepthEstimator:
 
         Args:
             frames: Of any sizes; at least one.
-            options: Size, range and cloud form of the outputs.
+            options: Size, range, scale, filters and cloud form of the outputs.
 
         Raises:
             InputError: If an image has a wrong form, does not fit its camera, or cannot be

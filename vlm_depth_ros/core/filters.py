@@ -6,7 +6,6 @@ steady while other programs run; elsewhere the same formulas run in torch, on th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 import math
 from types import ModuleType
@@ -16,70 +15,18 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from vlm_depth_ros.core.config import require, require_within
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, require_size
+from vlm_depth_ros.core.options import FilterOptions
 from vlm_depth_ros.core.preprocess import to_camera_grid
 
 Array = TypeVar('Array', np.ndarray, torch.Tensor)
 """What NumPy and torch spell alike runs on either: the namespace is handed in as `xp`."""
 
-MEDIANS = (0, 3, 5)
 STRIP_PX = 32_000
 """Pixels of which two dozen float32 passes stay in the cache, whatever the image."""
 SLACK_PX = 1e-3
 """More than float32 errs in the source coordinate of an image of thousands of pixels."""
-
-
-@dataclass(frozen=True)
-class FilterOptions:
-    """What is removed from depth; 0 turns each one off, and all are off."""
-
-    min_confidence: float = 0.0
-    """Depth of a lower confidence goes, or of none (NaN)."""
-    border: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """What goes at the top, bottom, left and right, as shares of the height and the width: where
-    the network was never taught, or where the robot sees itself."""
-    median_px: int = 0
-    """Side of the median's window: 3 or 5."""
-    max_gradient: float = 0.0
-    """Most that 1/z may change from a pixel to the next, as a share of itself. A floor reaches it
-    ``1 / max_gradient`` pixels below its horizon."""
-    min_grazing_deg: float = 0.0
-    """Least angle between the viewing ray and the surface."""
-    edge_ratio: float = 0.0
-    """Neighbours whose depths differ by more than this factor are not blended when depth is
-    enlarged (`upsample_keeping_edges`)."""
-
-    def __post_init__(self):
-        """Check every bound."""
-        require_within(
-            self,
-            {
-                'min_confidence': (0.0, 1.0),
-                'max_gradient': (0.0, 1.0),
-                'min_grazing_deg': (0.0, 60.0),
-            },
-        )
-        require(
-            self.median_px in MEDIANS,
-            f'median_px = {self.median_px!r}: expected 0 (off), 3 or 5 pixels.',
-        )
-        require(
-            self.edge_ratio == 0 or (_is_number(self.edge_ratio) and 1 < self.edge_ratio <= 10),
-            f'edge_ratio = {self.edge_ratio!r}: expected 0 (off), or above 1 and up to 10.',
-        )
-        self._check_border()
-
-    def _check_border(self) -> None:
-        require(
-            isinstance(self.border, tuple)
-            and len(self.border) == 4
-            and all(_is_number(share) and 0 <= share < 1 for share in self.border)
-            and max(sum(self.border[:2]), sum(self.border[2:])) < 1,
-            f'border = {self.border!r}: expected four shares (top, bottom, left, right) from 0 to '
-            'below 1 that leave something between them.',
-        )
 
 
 @torch.no_grad()
@@ -172,10 +119,6 @@ def _paste(depth: torch.Tensor, where: torch.Tensor, onto: torch.Tensor) -> torc
     return onto
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
-
-
 def _missing(like: torch.Tensor) -> torch.Tensor:
     # OpenCV writes into no other layout.
     return torch.full_like(like, math.nan, memory_format=torch.contiguous_format)
@@ -230,7 +173,8 @@ def _without_edges(
         first, last = max(top - 1, 0), top + rows
         seen = slice(first, last + 1)
         here = [term[seen] if len(term) > 1 else term for term in terms]
-        good = _trusted(np, z[seen], options, intrinsics, here)[top - first :][:rows]
+        with np.errstate(all='ignore'):  # A depth of 0 or beyond all sense is not trusted.
+            good = _trusted(np, z[seen], options, intrinsics, here)[top - first :][:rows]
         cv2.copyTo(z[top:last], good.view(np.uint8), found[top:last])
     return kept
 

@@ -1,34 +1,18 @@
-"""The robot's door of the estimator: a camera's frame in, packed outputs out, on the device."""
+"""What a robot hands to the estimator and gets back: a camera's frame in, packed outputs out."""
 
 from dataclasses import dataclass
 from functools import lru_cache
+import math
 
 import numpy as np
 import torch
-from vlm_depth_ros.core.colormap import colour_depth
-from vlm_depth_ros.core.config import OutputOptions
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel
-from vlm_depth_ros.core.packing import (
-    camera_info_of,
-    gate_depth,
-    pack_cloud,
-    pack_color,
-    pack_confidence,
-    pack_depth,
-    PackedCameraInfo,
-    PackedCloud,
-    PackedImage,
-)
+from vlm_depth_ros.core.options import OutputOptions
+from vlm_depth_ros.core.packing import PackedCameraInfo, PackedCloud, PackedImage
 from vlm_depth_ros.core.predictions import check_rgb
-from vlm_depth_ros.core.preprocess import (
-    has_source,
-    remap,
-    resize_rgb,
-    sampling_grid,
-    to_camera_grid,
-    upload,
-)
+from vlm_depth_ros.core.preprocess import has_source, remap, sampling_grid, upload
+from vlm_depth_ros.core.track import CameraTrack
 
 EMBEDDING = 'embedding'
 """The one output that is no depth."""
@@ -46,6 +30,16 @@ class Frame:
     """Undo the distortion of `camera`, if it has one."""
     wants: frozenset = frozenset({'depth'})
     """Any of ``depth``, ``confidence``, ``points``, ``color``, ``embedding``."""
+    stamp_s: float = 0.0
+    """When the image was taken."""
+    track: CameraTrack | None = None
+    """What is remembered of this camera; None: no scale is applied, nothing smoothed over time."""
+    base_from_optical: np.ndarray | None = None
+    """(4, 4) from the camera's optical frame to the robot's base (`core.mounting`)."""
+    range_points: np.ndarray | None = None
+    """(N, 3) points in the optical frame that another sensor measured, for the scale."""
+    silence: str = ''
+    """Why what the scale is measured by is missing."""
 
     @property
     def wants_depth(self) -> bool:
@@ -71,6 +65,8 @@ class FrameOutput:
 
     latency_ms: float
     """Time of the whole call, shared by its frames."""
+    valid_share: float = math.nan
+    """Share of the depth that is a number of metres; NaN where no depth was asked for."""
     depth: PackedImage | None = None
     confidence: PackedImage | None = None
     """Of the depth at each pixel, 0..1; NaN where that is NaN. None too if the head has none."""
@@ -105,54 +101,6 @@ def rectified(frame: Frame, device: torch.device) -> tuple[torch.Tensor, torch.T
         return image, None
     grid, mask = _rectification(frame.camera, device)
     return remap(image, grid), mask
-
-
-def pack_depth_outputs(
-    frame: Frame,
-    image: torch.Tensor,
-    mask: torch.Tensor | None,
-    depth: torch.Tensor,
-    confidence: torch.Tensor | None,
-    range_m: tuple[float, float],
-    options: OutputOptions,
-) -> dict[str, PackedImage | PackedCameraInfo | PackedCloud]:
-    """Depth and what is made of it, as far as the frame wants it and has a camera.
-
-    Args:
-        frame: The frame.
-        image: As `rectified` gives it.
-        mask: Likewise.
-        depth: (1, 1, h, w) metres in the camera at hand, NaN where there is none.
-        confidence: (1, 1, h, w) in 0..1, or None where the head has none.
-        range_m: Published range.
-        options: Size and cloud form.
-
-    Returns:
-        Fields of `FrameOutput`.
-    """
-    n = options.depth_divisor
-    hw = tuple(side // n for side in frame.rgb.shape[:2])
-    depth = to_camera_grid(depth, hw)[0, 0]
-    if mask is not None:
-        seen = mask.view(hw[0], n, hw[1], n).all(dim=3).all(dim=1)
-        depth = torch.where(seen, depth, torch.nan)
-    depth = gate_depth(depth, *range_m, options.near_is_neg_inf)
-    packed = {}
-    if 'depth' in frame.wants:
-        packed['depth'] = pack_depth(depth)
-    if 'confidence' in frame.wants and confidence is not None:
-        packed['confidence'] = pack_confidence(to_camera_grid(confidence, hw)[0, 0], depth)
-    if 'color' in frame.wants:
-        packed['color'] = pack_color(colour_depth(depth, range_m))
-    if frame.intrinsics is not None:
-        intrinsics = frame.intrinsics.resized(hw)
-        packed['camera_info'] = camera_info_of(intrinsics)
-        if 'points' in frame.wants:
-            rgb = resize_rgb(image, hw).permute(1, 2, 0)
-            packed['points'] = pack_cloud(
-                depth, intrinsics, rgb, options.cloud_stride, options.cloud_organized
-            )
-    return packed
 
 
 @lru_cache(maxsize=16)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import logging
 import math
 from statistics import median
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from vlm_depth_ros.core.config import require, require_within
 
@@ -57,24 +57,23 @@ class ScaleOptions:
     lost_after_s: float = 2.0
     """Without a trusted measurement for so long the scale counts as frozen."""
 
+    BOUNDS: ClassVar = {
+        'fixed_factor': (0.01, 100.0),
+        'min_factor': (0.01, 0.99),
+        'max_factor': (1.01, 100.0),
+        'max_change_per_s': (0.001, 10.0),
+        'noise': (0.001, 1.0),
+        'drift_per_sqrt_s': (0.0001, 1.0),
+        'lost_after_s': (0.1, 60.0),
+    }
+
     def __post_init__(self):
         """Check every bound."""
         require(
             self.source in SOURCES,
             f'source = {self.source!r}: expected one of {", ".join(SOURCES)}.',
         )
-        require_within(
-            self,
-            {
-                'fixed_factor': (0.01, 100.0),
-                'min_factor': (0.01, 0.99),
-                'max_factor': (1.01, 100.0),
-                'max_change_per_s': (0.001, 10.0),
-                'noise': (0.001, 1.0),
-                'drift_per_sqrt_s': (0.0001, 1.0),
-                'lost_after_s': (0.1, 60.0),
-            },
-        )
+        require_within(self, self.BOUNDS)
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,12 @@ class ScaleEstimate:
         factor = float(self.options.fixed_factor) if fixed else 1.0
         uncertainty = math.sqrt(self._variance) if self.wants_measurements else math.nan
         self.state = ScaleState(factor, uncertainty, status)
+
+    def change(self, options: ScaleOptions) -> None:
+        """Go on with other options; another source or fixed factor starts anew."""
+        before, self.options = self.options, options
+        if (options.source, options.fixed_factor) != (before.source, before.fixed_factor):
+            self.reset()
 
     @property
     def wants_measurements(self) -> bool:

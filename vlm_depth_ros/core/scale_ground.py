@@ -10,6 +10,7 @@ is how depth networks err.
 from dataclasses import dataclass
 from functools import lru_cache
 import math
+from typing import ClassVar
 
 import numpy as np
 from vlm_depth_ros.core.config import require_within
@@ -37,7 +38,7 @@ _DRAWS = np.random.default_rng(0).random((3, TRIALS))
 class GroundOptions:
     """What counts as the ground."""
 
-    ground_z_m: float = 0.0
+    z_m: float = 0.0
     """Height of the ground in the base frame: 0 for base_footprint, below it for a base_link at
     the axles."""
     horizon_margin_deg: float = 5.0
@@ -52,19 +53,18 @@ class GroundOptions:
     """No more than this share of the points lies clearly below the plane: a table top has a floor
     below it."""
 
+    BOUNDS: ClassVar = {
+        'z_m': (-100.0, 100.0),
+        'horizon_margin_deg': (0.5, 60.0),
+        'tolerance': (0.01, 0.5),
+        'max_tilt_deg': (1.0, 45.0),
+        'min_support': (0.05, 0.95),
+        'max_below': (0.01, 0.9),
+    }
+
     def __post_init__(self):
         """Check every bound."""
-        require_within(
-            self,
-            {
-                'ground_z_m': (-100.0, 100.0),
-                'horizon_margin_deg': (0.5, 60.0),
-                'tolerance': (0.01, 0.5),
-                'max_tilt_deg': (1.0, 45.0),
-                'min_support': (0.05, 0.95),
-                'max_below': (0.01, 0.9),
-            },
-        )
+        require_within(self, self.BOUNDS)
 
 
 def measure_ground(
@@ -80,7 +80,7 @@ def measure_ground(
             missing. A thinned image will do, with the camera of `CameraIntrinsics.strided`.
         intrinsics: Camera of exactly this image.
         base_from_optical: (4, 4) rigid transform; it gives the vertical, and the height above
-            z = `ground_z_m` of the base frame.
+            z = `z_m` of the base frame.
         options: What counts as the ground.
 
     Returns:
@@ -91,7 +91,7 @@ def measure_ground(
     """
     require_size(depth_m.shape, intrinsics)
     pose = require_rigid(base_from_optical, 'base_from_optical')
-    height_m = pose[2, 3] - options.ground_z_m
+    height_m = pose[2, 3] - options.z_m
     if height_m <= 0:
         raise InputError(
             f'the camera is {height_m:.3f} m above the ground by base_from_optical: expected a '

@@ -7,6 +7,7 @@ otherwise than said, does not find one.
 
 from dataclasses import dataclass
 import math
+from typing import ClassVar
 
 import numpy as np
 from vlm_depth_ros.core.config import require_within
@@ -41,19 +42,18 @@ class RangeOptions:
     max_spread: float = 0.15
     """Largest standard deviation of ln(range over depth), from the median absolute deviation."""
 
+    BOUNDS: ClassVar = {
+        'max_points': (20, 100_000),
+        'min_points': (3, 10_000),
+        'occlusion_margin': (0.01, 1.0),
+        'tolerance': (0.01, 1.0),
+        'min_agreeing': (0.1, 1.0),
+        'max_spread': (0.01, 1.0),
+    }
+
     def __post_init__(self):
         """Check every bound."""
-        require_within(
-            self,
-            {
-                'max_points': (20, 100_000),
-                'min_points': (3, 10_000),
-                'occlusion_margin': (0.01, 1.0),
-                'tolerance': (0.01, 1.0),
-                'min_agreeing': (0.1, 1.0),
-                'max_spread': (0.01, 1.0),
-            },
-        )
+        require_within(self, self.BOUNDS)
 
 
 def measure_ranges(

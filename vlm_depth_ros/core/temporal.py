@@ -7,40 +7,11 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import torch
-from vlm_depth_ros.core.config import require_within
 from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.options import TemporalOptions
 
 Array = TypeVar('Array', np.ndarray, torch.Tensor)
 """NumPy on a CPU, steady while other programs run; torch elsewhere."""
-
-
-@dataclass(frozen=True)
-class TemporalOptions:
-    """How far to lean on the frame before; off unless `weight` is above 0."""
-
-    weight: float = 0.0
-    """Share of the depth before in the depth of now, where nothing changed."""
-    max_change: float = 0.05
-    """A relative change of depth of this much or more is taken over at once."""
-    max_grey: float = 12.0
-    """So is depth where the picture changed by this much or more, of 255."""
-    cut_share: float = 0.6
-    """More changed pixels than this share: another scene, so the past is dropped."""
-    max_gap_s: float = 0.5
-    """A longer pause drops the past too."""
-
-    def __post_init__(self):
-        """Check every bound."""
-        require_within(
-            self,
-            {
-                'weight': (0.0, 0.95),
-                'max_change': (0.001, 0.5),
-                'max_grey': (1.0, 255.0),
-                'cut_share': (0.05, 1.0),
-                'max_gap_s': (0.01, 60.0),
-            },
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +95,9 @@ class TemporalFilter:
         on_cpu = depth.device.type == 'cpu'
         z, before = (depth.numpy(), past.depth.numpy()) if on_cpu else (depth, past.depth)
         count = np.count_nonzero if on_cpu else torch.count_nonzero
-        step = before - z
-        change = abs(step) / z
+        with np.errstate(all='ignore'):  # Depth of 0 or infinite changes by NaN.
+            step = before - z
+            change = abs(step) / z
         keep = (change < options.max_change) & (abs(grey - past.grey) < options.max_grey)
         known = int(count(change == change))  # NaN is not equal to itself.
         if known - int(count(keep)) > options.cut_share * known:

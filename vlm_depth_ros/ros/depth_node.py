@@ -19,6 +19,7 @@ from vlm_depth_ros.ros.loading import check_range, load_estimator, RunningModel
 from vlm_depth_ros.ros.outputs import CameraOutput
 from vlm_depth_ros.ros.pipeline import DepthPipeline
 from vlm_depth_ros.ros.process import one_line
+from vlm_depth_ros.ros.surroundings import Surroundings
 from vlm_depth_ros.ros.worker import NewestFrameWorker, Statistics
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class DepthNode(LifecycleNode):
         """Counters of each camera, in the order of the parameter `cameras`."""
         self._inputs: list[CameraInput] = []
         self._outputs: list[CameraOutput] = []
+        self._surroundings: Surroundings | None = None
         self._worker: NewestFrameWorker | None = None
         self._diagnostics: Diagnostics | None = None
         self._timers_while_active: list = []
@@ -171,10 +173,11 @@ class DepthNode(LifecycleNode):
         self.statistics = [Statistics() for _ in names]
         self._inputs = [CameraInput(self, p, self._params.image_transport) for p in prefixes]
         self._outputs = [CameraOutput(self, prefix) for prefix in prefixes]
+        self._surroundings = Surroundings(self, self._params)
         self._diagnostics = Diagnostics(self, names, str(self._model.estimator.device))
         pipeline = DepthPipeline(
-            lambda: self._model.estimator, self._inputs, self._outputs, self.statistics,
-            lambda: self._params, self.get_logger(),
+            lambda: self._model.estimator, self._inputs, self._outputs, self._surroundings,
+            self.statistics, lambda: self._params, self.get_logger(),
         )  # fmt: skip
         self._worker = NewestFrameWorker(pipeline, self.statistics)
 
@@ -189,6 +192,7 @@ class DepthNode(LifecycleNode):
     def _activate(self) -> None:
         self._worker.start()
         self._diagnostics.forget()
+        self._surroundings.follow(self._params)
         for index, camera in enumerate(self._inputs):
             camera.subscribe(self._params.input_reliability, self._receiver(index))
             self.get_logger().info(
@@ -207,8 +211,9 @@ class DepthNode(LifecycleNode):
         for timer in self._timers_while_active:
             self.destroy_timer(timer)
         self._timers_while_active = []
-        for camera in self._inputs:
-            camera.unsubscribe()
+        for source in (*self._inputs, self._surroundings):
+            if source is not None:
+                source.unsubscribe()
         if self._worker is not None and not self._worker.stop(timeout_s):
             self.get_logger().warning(f'An inference still runs after {timeout_s:.0f} s.')
 
@@ -218,10 +223,11 @@ class DepthNode(LifecycleNode):
             self.destroy_timer(self._loading_timer)
         for output in self._outputs:
             output.destroy()
-        if self._diagnostics is not None:
-            self._diagnostics.destroy()
-        self._inputs, self._outputs, self._diagnostics = [], [], None
-        self._worker = self._model = None
+        for part in (self._surroundings, self._diagnostics):
+            if part is not None:
+                part.destroy()
+        self._inputs, self._outputs = [], []
+        self._worker = self._model = self._surroundings = self._diagnostics = None
 
     # In the executor: nothing here may take time.
 
@@ -235,6 +241,7 @@ class DepthNode(LifecycleNode):
     def _follow_publishers(self) -> None:
         for camera in self._inputs:
             camera.follow_publishers(self._params.input_reliability)
+        self._surroundings.follow(self._params)
 
     def _report(self) -> None:
         reliabilities = [camera.reliability for camera in self._inputs]

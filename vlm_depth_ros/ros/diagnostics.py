@@ -72,6 +72,13 @@ class Diagnostics:
                 'times that stamps went back': s.time_jumps,
                 'last error': s.last_error,
                 'camera_info': s.camera_trouble or 'fits',
+                'valid share of depth': f'{s.valid_share:.3f}',
+                'scale': f'{s.scale.factor:.4f}',
+                'scale status': s.scale.status,
+                'scale uncertainty': f'{s.scale.uncertainty:.4f}',
+                'scale trouble': s.scale.reason,
+                'scale measurements accepted': s.scale.accepted,
+                'scale measurements refused': s.scale.refused,
                 'input reliability': reliabilities[i],
                 **model,
             }
@@ -100,4 +107,10 @@ def _judge(s: Statistics, now_s: float, failed: bool) -> tuple[bytes, str]:
         return DiagnosticStatus.WARN, f'frames fail: {s.last_error}'
     if s.camera_trouble:
         return DiagnosticStatus.WARN, 'no points: camera_info does not fit'
+    if s.valid_share == 0:
+        return DiagnosticStatus.WARN, 'no depth in the whole image'
+    if s.scale.status == 'frozen':
+        return DiagnosticStatus.WARN, f'the depth scale is frozen: {s.scale.reason}'
+    if s.scale.status == 'waiting':
+        return DiagnosticStatus.WARN, f'the depth scale is not measured yet: {s.scale.reason}'
     return DiagnosticStatus.OK, 'running'

@@ -3,7 +3,9 @@
 The node itself is in `depth_node`, imported only after signals are handled.
 """
 
+import logging
 import sys
+from typing import Any
 
 from vlm_depth_ros.ros.process import run, Stop
 
@@ -16,7 +18,30 @@ def main(args: list[str] | None = None) -> int:
 def _create(stop: Stop) -> object:
     from vlm_depth_ros.ros.depth_node import DepthNode
 
-    return DepthNode(interruptible=stop.interruptible)
+    node = DepthNode(interruptible=stop.interruptible)
+    log = logging.getLogger('vlm_depth_ros')
+    log.addHandler(ToRosLog(node.get_logger()))
+    log.setLevel(logging.INFO)
+    return node
+
+
+class ToRosLog(logging.Handler):
+    """What the core has to say, such as a frozen scale, in the log of the node."""
+
+    def __init__(self, logger: Any):
+        """Pass records on to the logger of a node."""
+        super().__init__()
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log one record; of three levels, as rclpy wants a call in a line of its own for each."""
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            self._logger.error(text)
+        elif record.levelno >= logging.WARNING:
+            self._logger.warning(text)
+        else:
+            self._logger.info(text)
 
 
 if __name__ == '__main__':

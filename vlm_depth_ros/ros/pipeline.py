@@ -1,15 +1,17 @@
 """From the newest images of all cameras to published depth, in the worker's thread."""
 
 from collections.abc import Callable, Sequence
+import math
 import time
 from typing import Any, TYPE_CHECKING
 
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraModel
 from vlm_depth_ros.ros.inputs import CameraInput
+from vlm_depth_ros.ros.node_params import NodeParams
 from vlm_depth_ros.ros.outputs import CameraOutput
-from vlm_depth_ros.ros.params import NodeParams
 from vlm_depth_ros.ros.process import one_line
+from vlm_depth_ros.ros.surroundings import Surroundings
 from vlm_depth_ros.ros.worker import Arrival, Statistics
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class DepthPipeline:
         estimator: Callable[[], 'DepthEstimator'],
         inputs: Sequence[CameraInput],
         outputs: Sequence[CameraOutput],
+        surroundings: Surroundings,
         statistics: Sequence[Statistics],
         params: Callable[[], NodeParams],
         logger: Any,
@@ -41,13 +44,19 @@ class DepthPipeline:
             estimator: Gives the network of the moment.
             inputs: Decode images and know cameras.
             outputs: Know who listens, and publish.
+            surroundings: Knows poses and ranges.
             statistics: Counted up here.
             params: Gives the parameters of the moment.
             logger: The node's.
         """
-        from vlm_depth_ros.core.estimator import Frame  # Needs torch, which may be missing.
+        # They need torch, which may be missing.
+        from vlm_depth_ros.core.estimator import Frame
+        from vlm_depth_ros.core.track import CameraTrack
 
         self._frame_type = Frame
+        self._tracks = [CameraTrack(name or 'camera') for name in params().cameras]
+        self._cloud_s = [-math.inf] * len(inputs)
+        self._surroundings = surroundings
         self._newest_estimator = estimator
         self._estimator = estimator()
         self._inputs = inputs
@@ -67,19 +76,31 @@ class DepthPipeline:
         params, self._estimator = self._params(), self._newest_estimator()
         frames = {}
         for index, arrival in taken.items():
-            wants = self._possible(index, self._outputs[index].wants())
+            wants = self._possible(index, self._due(index, arrival, params), params)
             if not wants:
                 self._statistics[index].unwanted += 1
                 continue
             try:
-                frames[index] = self._frame(index, arrival.message, wants, params.rectify)
+                frames[index] = self._frame(index, arrival.message, wants, params)
             except Exception as err:
                 self._fail(index, err)
         for index, output in self._estimate(frames, params):
             if not is_stopping():
                 self._publish(index, taken[index], output)
 
-    def _possible(self, index: int, wants: frozenset[str]) -> frozenset[str]:
+    def _due(self, index: int, arrival: Arrival, params: NodeParams) -> frozenset[str]:
+        """Return what is subscribed to, clouds at their own rate."""
+        wants = self._outputs[index].wants()
+        if 'points' in wants and params.cloud_rate_hz:
+            # Half a camera period early is nearer to the rate than half a period late.
+            if (arrival.received_s - self._cloud_s[index]) * params.cloud_rate_hz < 0.9:
+                return wants - {'points'}
+            self._cloud_s[index] = arrival.received_s
+        return wants
+
+    def _possible(
+        self, index: int, wants: frozenset[str], params: NodeParams
+    ) -> frozenset[str]:
         """Return what the model can answer; who reads the rest in vain is told why."""
         name = self._estimator.name
         if 'embedding' in wants and not self._estimator.can_embed:
@@ -90,23 +111,48 @@ class DepthPipeline:
                 f'No embedding: the tower of {name} has no trained projection. Use weights on a '
                 'CLIP, SigLIP or MobileCLIP tower. Depth goes on.',
             )
-        if 'confidence' in wants and not self._estimator.has_confidence:
+        if not self._estimator.has_confidence and (
+            'confidence' in wants or params.filter_min_confidence
+        ):
             wants -= {'confidence'}
             self._warn(
                 index,
                 'confidence',
-                f'No confidence: the head of {name} gives none. Use weights whose head was '
-                "trained with one (space_clip's option confidence: true). Depth goes on.",
+                f'No confidence: the head of {name} gives none, so filter_min_confidence removes '
+                'nothing. Use weights whose head was trained with one (space_clip with option '
+                'confidence: true). Depth goes on.',
             )
         return wants
 
-    def _frame(self, index: int, message: Any, wants: frozenset[str], rectify: str) -> 'Frame':
-        source = self._inputs[index]
+    def _frame(
+        self, index: int, message: Any, wants: frozenset[str], params: NodeParams
+    ) -> 'Frame':
+        source, rectify = self._inputs[index], params.rectify
         rgb = source.to_rgb(message)
         camera = self._camera(index, message.header.frame_id, rgb.shape[:2])
         # image_proc publishes one camera_info, with D of the lens, for image_raw and image_rect.
         undistort = rectify == 'on' or (rectify == 'auto' and not source.is_rectified_by_name)
-        return self._frame_type(rgb=rgb, camera=camera, rectify=undistort, wants=wants)
+        return self._frame_type(
+            rgb=rgb,
+            camera=camera,
+            rectify=undistort,
+            wants=wants,
+            stamp_s=_stamp_ns(message) / 1e9,
+            track=self._tracks[index],
+            **self._beside(index, message, params),
+        )
+
+    def _beside(self, index: int, message: Any, params: NodeParams) -> dict[str, Any]:
+        """Return what the options need beside the image, as fields of a frame."""
+        found, about = {}, (index, message.header, params)
+        try:
+            if params.scale_source == 'ground':
+                found['base_from_optical'] = self._surroundings.base_from_optical(*about)
+            if params.scale_source == 'ranges':
+                found['range_points'] = self._surroundings.range_points(*about)
+        except InputError as err:
+            found['silence'] = str(err)
+        return found
 
     def _camera(self, index: int, frame_id: str, image_hw: tuple[int, int]) -> CameraModel | None:
         """Return the camera of a frame, or None: then depth flows and points wait."""
@@ -137,6 +183,11 @@ class DepthPipeline:
 
     def _publish(self, index: int, arrival: Arrival, output: 'FrameOutput') -> None:
         statistics = self._statistics[index]
+        statistics.scale = self._tracks[index].scale.state
+        statistics.valid_share = output.valid_share
+        if output.valid_share == 0:
+            self._warn(index, 'empty', 'No depth in the whole image: each pixel was removed by a '
+                       'filter, lies outside the range, or the network answers no number.')
         header = arrival.message.header
         try:
             self._outputs[index].publish(output, header)
@@ -145,7 +196,7 @@ class DepthPipeline:
             return
         statistics.published += 1
         statistics.last_latency_ms = (time.monotonic() - arrival.received_s) * 1e3
-        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
+        stamp_ns = _stamp_ns(arrival.message)
         if stamp_ns < statistics.last_stamp_ns:
             statistics.time_jumps += 1
             back_s = (statistics.last_stamp_ns - stamp_ns) / 1e9
@@ -166,3 +217,7 @@ class DepthPipeline:
             self._warned_s[index, kind] = now_s
             name = self._params().cameras[index]
             self._logger.warning(f'{name}: {text}' if name else text)
+
+
+def _stamp_ns(message: Any) -> int:
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+import math
 import threading
 import time
 from typing import Any
+
+from vlm_depth_ros.core.scale import ScaleState
 
 
 @dataclass
@@ -32,6 +35,10 @@ class Statistics:
     """How often stamps went back."""
     camera_trouble: str = ''
     """Why the newest frame has no camera; empty when it has one."""
+    valid_share: float = math.nan
+    """Share of the newest depth that is a number of metres."""
+    scale: ScaleState = ScaleState(1.0, math.nan, 'off')
+    """What the newest depth was multiplied by."""
 
 
 @dataclass(frozen=True)
