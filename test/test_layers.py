@@ -18,10 +18,11 @@ SEES = {
 # Inside core a module imports only what stands above it; those in one line do not meet.
 CORE_ORDER = (
     ('errors',),
-    ('config', 'colormap', 'features', 'lens', 'checks', 'tower_naming', 'tower_change'),
-    ('geometry', 'scale', 'mounting'),
-    ('preprocess', 'packing', 'towers', 'devices', 'canonical', 'scale_ground', 'scale_ranges'),
-    ('tower_module', 'options'),
+    ('config', 'colormap', 'features', 'checks', 'tower_naming', 'tower_change', 'rvl', 'texts'),
+    ('lens', 'scale', 'mounting', 'compressed_depth', 'cloud_options'),
+    ('geometry',),
+    ('preprocess', 'clouds', 'towers', 'devices', 'canonical', 'scale_ground', 'scale_ranges'),
+    ('packing', 'scan', 'tower_module', 'options'),
     ('filters', 'temporal'),
     ('tower_state',),
     ('backbone', 'bins', 'confidence'),
@@ -67,7 +68,8 @@ TORCH_FREE = tuple(
     f'core/{n}.py'
     for n in (
         'errors', 'config', 'checks', 'lens', 'geometry', 'canonical', 'mounting', 'scale',
-        'scale_ground', 'scale_ranges', 'options',
+        'scale_ground', 'scale_ranges', 'options', 'cloud_options', 'compressed_depth', 'rvl',
+        'texts',
     )
 )  # fmt: skip
 QUIET = ('core/', 'files/')
@@ -162,7 +164,7 @@ PLANTED = {
     'tools see rclpy': ('tools/report.py', 'import rclpy.node'),
     'upwards in core': ('core/config.py', 'from vlm_depth_ros.core.geometry import CameraModel'),
     'upwards, other spelling': ('core/config.py', 'from vlm_depth_ros.core import geometry'),
-    'sideways in core': ('core/packing.py', 'from vlm_depth_ros.core.preprocess import Resize'),
+    'sideways in core': ('core/packing.py', 'from vlm_depth_ros.core.scan import scan_of'),
     'a head sees the model': ('core/heads/space_clip.py', 'import vlm_depth_ros.core.model'),
     'a module without a place': ('core/utils.py', 'import vlm_depth_ros.core.errors'),
     'open_clip elsewhere': ('core/model.py', 'import open_clip'),

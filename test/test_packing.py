@@ -7,13 +7,16 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.cloud_options import ClearingOptions, CloudOptions
+from vlm_depth_ros.core.errors import ConfigError, InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, depth_to_points
+from vlm_depth_ros.core.mounting import base_from_optical
 from vlm_depth_ros.core.packing import (
     camera_info_of,
     gate_depth,
+    pack_clearing,
     pack_cloud,
-    pack_color,
+    pack_picture,
     pack_confidence,
     pack_depth,
     pack_embedding,
@@ -181,7 +184,7 @@ def test_an_embedding_with_another_axis_is_refused(shape):
 def test_colour_picture_is_packed_row_by_row(device):
     """A view of a larger picture too."""
     picture = scene()[1].to(device)[:, 3:30]
-    image = pack_color(picture)
+    image = pack_picture(picture, 'bgr8')
     assert (image.height, image.width, image.encoding, image.step) == (45, 27, 'bgr8', 81)
     np.testing.assert_array_equal(image.data.reshape(45, 27, 3), picture.cpu().numpy())
 
@@ -404,3 +407,177 @@ def test_packed_bytes_go_into_an_array_without_a_copy_by_element(name):
     data = array('B')
     data.frombytes(memoryview(packed.data))
     assert data.tobytes() == packed.data.tobytes()
+
+
+# --- pack_cloud with options ------------------------------------------------------------------
+
+POSE = base_from_optical((0.2, -0.1, 0.6, 0.05, 0.3, -0.4))
+BOX = CloudOptions(0.0, (0.5, -1.0, 0.05), (3.0, 1.5, 1.2), 'base')
+
+
+@pytest.mark.parametrize('organized', [False, True])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_options_that_ask_for_nothing_give_the_very_same_bytes(organized, stride):
+    """With a pose and without."""
+    depth, rgb = scene()
+    plain = pack_cloud(depth, CAMERA, rgb, stride, organized)
+    for pose in (None, POSE):
+        cloud = pack_cloud(depth, CAMERA, rgb, stride, organized, CloudOptions(), pose)
+        assert cloud.data.tobytes() == plain.data.tobytes()
+        assert (cloud.height, cloud.width, cloud.is_dense, cloud.has_rgb) == (
+            plain.height, plain.width, plain.is_dense, plain.has_rgb,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('stride', [1, 3])
+def test_a_box_makes_holes_in_an_organised_cloud_and_a_compact_one_smaller(stride, device):
+    """Points stay in the optical frame; only the test is made in the base."""
+    depth, rgb = (tensor.to(device) for tensor in scene())
+    plain = decode_cloud(pack_cloud(depth, CAMERA, rgb, stride, True))
+    cloud = pack_cloud(depth, CAMERA, rgb, stride, True, BOX, POSE)
+    organised = decode_cloud(cloud)
+    kept = ~np.isnan(organised['z'])
+    assert cloud.is_dense is False and 0 < kept.sum() < np.isfinite(plain['z']).sum()
+    assert organised[kept].tobytes() == plain[kept].tobytes()
+    assert np.isnan(xyz(organised)[~kept]).all()
+    in_base = xyz(plain).astype(float) @ POSE[:3, :3].T + POSE[:3, 3]
+    margin = np.minimum(in_base - BOX.crop_min_m, np.array(BOX.crop_max_m) - in_base).min(-1)
+    sure = ~(np.abs(margin) < 1e-5)
+    np.testing.assert_array_equal(kept[sure], (margin >= 0)[sure])
+    compact = pack_cloud(depth, CAMERA, rgb, stride, False, BOX, POSE)
+    assert compact.data.tobytes() == organised[kept].tobytes()
+    assert compact.is_dense is True and compact.width == kept.sum()
+
+
+def test_an_organised_cloud_that_fits_into_the_box_stays_dense():
+    """And one that lies outside is all holes, or empty."""
+    depth = torch.full((45, 67), 2.0)
+    around = CloudOptions(crop_max_m=(1000.0, 1000.0, 2.0), crop_in='optical')
+    beyond = CloudOptions(crop_min_m=(-1000.0, -1000.0, 2.5), crop_in='optical')
+    assert pack_cloud(depth, CAMERA, organized=True, options=around).is_dense is True
+    outside = pack_cloud(depth, CAMERA, organized=True, options=beyond)
+    assert outside.is_dense is False and np.isnan(xyz(decode_cloud(outside))).all()
+    empty = pack_cloud(depth, CAMERA, options=beyond)
+    assert (empty.height, empty.width, empty.row_step, empty.data.size) == (1, 0, 0, 0)
+    assert empty.is_dense is True
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_a_voxel_cloud_is_dense_small_and_coloured(device):
+    depth, rgb = (tensor.to(device) for tensor in scene())
+    plain = pack_cloud(depth, CAMERA, rgb)
+    cloud = pack_cloud(depth, CAMERA, rgb, options=CloudOptions(0.5))
+    points = decode_cloud(cloud)
+    assert (cloud.height, cloud.is_dense, cloud.has_rgb) == (1, True, True)
+    assert 0 < cloud.width < plain.width / 2
+    assert np.isfinite(xyz(points)).all()
+    cells = np.floor(xyz(points)[0] * 2).astype(int)
+    assert len(np.unique(cells, axis=0)) == cloud.width
+    assert points['rgb'].view(np.uint32).any()
+    black = pack_cloud(depth, CAMERA, options=CloudOptions(0.5))
+    assert not black.has_rgb and not decode_cloud(black)['rgb'].view(np.uint32).any()
+    nothing = pack_cloud(torch.full_like(depth, NAN), CAMERA, rgb, options=CloudOptions(0.5))
+    assert (nothing.width, nothing.data.size, nothing.is_dense) == (0, 0, True)
+
+
+def test_one_orange_pixel_is_the_same_word_after_voxels():
+    one = CameraIntrinsics(1.0, 1.0, 0.0, 0.0, 1, 1)
+    orange = torch.tensor([[[255, 128, 1]]], dtype=torch.uint8)
+    cloud = pack_cloud(torch.ones(1, 1), one, orange, options=CloudOptions(0.1))
+    assert cloud.data[12:].tobytes() == bytes([1, 128, 255, 0])
+
+
+def test_a_box_and_voxels_work_together():
+    """First the box: a voxel on its face holds the mean of what is inside."""
+    options = CloudOptions(0.2, (-1000.0, -1000.0, 1.0), (1000.0, 1000.0, 2.1), 'optical')
+    z = decode_cloud(pack_cloud(scene()[0], CAMERA, options=options))['z']
+    assert z.size and 1.0 <= z.min() and z.max() <= 2.1
+
+
+def test_an_organised_cloud_of_voxels_is_refused():
+    with pytest.raises(ConfigError, match='voxel_m = 0.05 with an organised cloud'):
+        pack_cloud(scene()[0], CAMERA, organized=True, options=CloudOptions(0.05))
+
+
+def test_a_box_in_the_base_frame_without_a_pose_is_refused():
+    with pytest.raises(InputError, match='no base_from_optical came'):
+        pack_cloud(scene()[0], CAMERA, options=BOX)
+
+
+# --- pack_clearing ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('stride', [1, 2, 5])
+def test_free_rays_get_a_point_each_and_all_others_none(stride, device):
+    """Beyond the range, by distance and not by depth, or beyond that of the sensor."""
+    depth, _ = scene()
+    cloud = pack_clearing(depth.to(device), CAMERA, ClearingOptions(4.0, stride))
+    x, y = (axis.astype(float) for axis in CAMERA.axis_rays())
+    rays = np.stack(np.broadcast_arrays(x[None], y[:, None], 1.0), -1)
+    length = np.linalg.norm(rays, axis=-1)
+    free = (depth.numpy() * length > 4.0)[::stride, ::stride]
+    assert 0 < free.sum() < (depth.numpy() > 0)[::stride, ::stride].sum()
+    wanted = (rays * 4.0 / length[..., None])[::stride, ::stride][free]
+    np.testing.assert_allclose(xyz(decode_cloud(cloud))[0], wanted, rtol=1e-6, atol=1e-6)
+    assert (cloud.height, cloud.is_dense, cloud.has_rgb) == (1, True, False)
+    assert not decode_cloud(cloud)['rgb'].view(np.uint32).any()
+
+
+def test_a_wall_beside_the_range_is_free_where_it_is_farther_along_the_ray():
+    """At a depth of 3 m the corners of the picture are farther than 3.2 m, the middle is not."""
+    wall = torch.full((45, 67), 3.0)
+    some = xyz(decode_cloud(pack_clearing(wall, CAMERA, ClearingOptions(3.2, 1))))[0]
+    assert 0 < len(some) < wall.numel()
+    off_axis = np.hypot(some[:, 0], some[:, 1]) / some[:, 2]
+    assert off_axis.min() >= math.sqrt((3.2 / 3.0) ** 2 - 1) - 1e-6
+    assert (some[:, 2] <= 3.0).all()
+    assert pack_clearing(wall, CAMERA, ClearingOptions(9.0, 1)).width == 0
+    assert pack_clearing(wall, CAMERA, ClearingOptions(2.9, 1)).width == wall.numel()
+
+
+@pytest.mark.parametrize('value, points', [
+    (INF, 45 * 67), (NAN, 0), (-INF, 0), (0.0, 0), (-9.0, 0), (0.2, 0), (900.0, 45 * 67),
+])  # fmt: skip
+def test_unknown_is_not_free(value, points):
+    cloud = pack_clearing(torch.full((45, 67), value), CAMERA, ClearingOptions(4.0, 1))
+    assert (cloud.height, cloud.width, cloud.row_step) == (1, points, points * 16)
+    assert cloud.data.size == points * 16 and cloud.is_dense is True
+    assert np.isfinite(xyz(decode_cloud(cloud))).all()
+
+
+@pytest.mark.parametrize('range_m', [2.5, 3.3, 5.0])
+def test_no_clearing_point_lies_within_the_marking_range(range_m):
+    """Even if the user sets both to the same number."""
+    cloud = pack_clearing(torch.full((45, 67), INF), CAMERA, ClearingOptions(range_m, 1))
+    points = xyz(decode_cloud(cloud))[0].astype(float)
+    assert (np.einsum('ij,ij->i', points, points) >= range_m**2).all()
+
+
+def test_clearing_points_of_one_frame_do_not_change_those_of_the_next():
+    """The table of ray ends is kept, what is sent is not part of it."""
+    depth = torch.full((45, 67), INF)
+    first = pack_clearing(depth, CAMERA, ClearingOptions(4.0, 1))
+    before = first.data.tobytes()
+    first.data[:] = 7
+    assert pack_clearing(depth, CAMERA, ClearingOptions(4.0, 1)).data.tobytes() == before
+
+
+def test_clearing_takes_views_and_other_precisions():
+    depth, _ = scene()
+    turned = CameraIntrinsics(59.5, 61.0, 22.9, 30.2, 45, 67)
+    options = ClearingOptions(4.0, 2)
+    half = depth.half()
+    for given, same, camera in (
+        (depth.t(), depth.t().contiguous(), turned),
+        (half, half.float(), CAMERA),
+        (depth.clone().requires_grad_(), depth, CAMERA),
+    ):
+        found, wanted = (pack_clearing(d, camera, options) for d in (given, same))
+        assert found.width and found.data.tobytes() == wanted.data.tobytes()
+
+
+def test_clearing_of_another_size_is_refused():
+    with pytest.raises(InputError, match=r'\(44, 67\).*\(45, 67\)'):
+        pack_clearing(torch.ones(44, 67), CAMERA, ClearingOptions())

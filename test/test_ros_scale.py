@@ -1,8 +1,8 @@
 """Metric scale and filters through the node: measured, applied, frozen, reported, and off."""
 
 import math
-from types import SimpleNamespace
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def run(graph, seconds=5.0, step_s=0.2, before_each=lambda stamp_s: None, start_
         stamp_s, count = start_s + i * step_s, len(depths)
         before_each(stamp_s)
         graph.publish('image', image_message(stamp_s=stamp_s))
-        wait_for(lambda: len(depths) > count, 'a depth image')
+        wait_for(lambda n=count: len(depths) > n, 'a depth image')
     return [depth_m(message) for message in depths]
 
 
@@ -179,7 +179,7 @@ def test_clouds_keep_their_own_rate():
         graph.publish('camera_info', info_message())
         for count in range(1, 11):
             graph.publish('image', image_message())
-            wait_for(lambda: len(depths) >= count, 'a depth image')
+            wait_for(lambda n=count: len(depths) >= n, 'a depth image')
         assert len(clouds) == 1
 
 

@@ -1,5 +1,8 @@
 """Where a network runs, and in which precision."""
 
+from pathlib import Path
+import resource
+
 import torch
 from torch import nn
 from vlm_depth_ros.core.errors import ConfigError
@@ -38,3 +41,11 @@ def device_of_tower(tower: nn.Module, wanted: str) -> torch.device:
             'auto, which goes where it is.'
         )
     return here
+
+
+def memory_mb(device: torch.device) -> float:
+    """Megabytes that tensors hold on a CUDA device, or that this process holds on a CPU."""
+    if device.type == 'cuda':
+        return torch.cuda.memory_allocated(device) / 1e6
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6

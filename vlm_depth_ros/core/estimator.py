@@ -26,9 +26,9 @@ from vlm_depth_ros.core.frames import (
     rectified,
 )
 from vlm_depth_ros.core.geometry import CameraIntrinsics
-from vlm_depth_ros.core.model import load_model
+from vlm_depth_ros.core.model import file_sha256, find_weights, load_model
 from vlm_depth_ros.core.options import OutputOptions
-from vlm_depth_ros.core.outputs import pack_depth_outputs
+from vlm_depth_ros.core.outputs import pack_outputs
 from vlm_depth_ros.core.packing import pack_embedding
 from vlm_depth_ros.core.predictions import (
     Answer,
@@ -86,6 +86,8 @@ class DepthEstimator:
         self.config: ModelConfig = model.config
         card = getattr(model, 'card', None)
         self.notice = card.notice if card else ''
+        self.weights_sha256 = ''
+        """Of the file that it was loaded from; empty where there was none."""
         spec = model.backbone.spec
         self._mean, self._std = (
             torch.tensor(v, device=self.device)[:, None, None] for v in (spec.mean, spec.std)
@@ -116,7 +118,9 @@ class DepthEstimator:
         """
         runtime = runtime or RuntimeConfig()
         model = load_model(name_or_path, tower, runtime.tower_weights)
-        return cls(model, runtime, str(name_or_path), owns_tower=tower is None)
+        made = cls(model, runtime, str(name_or_path), owns_tower=tower is None)
+        made.weights_sha256 = file_sha256(find_weights(name_or_path))
+        return made
 
     @property
     def backbone(self) -> Backbone:
@@ -285,6 +289,8 @@ class DepthEstimator:
         self, batch: torch.Tensor, want_embedding: bool, want_depth: bool
     ) -> list[Answer]:
         with self._autocast():
+            if not (want_depth or want_embedding):
+                return [Answer(None, None, None)] * len(batch)
             if not want_depth:
                 embeddings = self.backbone(batch, (), want_embedding=True).embedding
                 return [Answer(None, None, e) for e in embeddings.float()]
@@ -325,12 +331,10 @@ class DepthEstimator:
         ]
 
     def _packed(self, frame: Frame, image, mask, view: Seen, found: Answer, options) -> dict:
-        packed = {}
-        if frame.wants_depth:
-            packed = pack_depth_outputs(
-                frame, image, mask, found.depth_m * view.depth_scale, found.confidence,
-                self.range_m(options), options,
-            )  # fmt: skip
+        depth = found.depth_m * view.depth_scale if frame.wants_depth else None
+        packed = pack_outputs(
+            frame, image, mask, depth, found.confidence, self.range_m(options), options
+        )
         if EMBEDDING in frame.wants:
             packed[EMBEDDING] = pack_embedding(found.embedding)
         return packed

@@ -1,21 +1,25 @@
 """What a robot hands to the estimator and gets back: a camera's frame in, packed outputs out."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 import math
 
 import numpy as np
 import torch
+from vlm_depth_ros.core.compressed_depth import PackedCompressedImage
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel
 from vlm_depth_ros.core.options import OutputOptions
 from vlm_depth_ros.core.packing import PackedCameraInfo, PackedCloud, PackedImage
 from vlm_depth_ros.core.predictions import check_rgb
 from vlm_depth_ros.core.preprocess import has_source, remap, sampling_grid, upload
+from vlm_depth_ros.core.scan import PackedScan
 from vlm_depth_ros.core.track import CameraTrack
 
 EMBEDDING = 'embedding'
-"""The one output that is no depth."""
+NO_DEPTH = frozenset({EMBEDDING, 'rgb'})
+"""What can be had without depth."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Frame:
     rectify: bool = True
     """Undo the distortion of `camera`, if it has one."""
     wants: frozenset = frozenset({'depth'})
-    """Any of ``depth``, ``confidence``, ``points``, ``color``, ``embedding``."""
+    """Any key of `outputs.PACKERS`, and ``embedding``."""
     stamp_s: float = 0.0
     """When the image was taken."""
     track: CameraTrack | None = None
@@ -44,7 +48,7 @@ class Frame:
     @property
     def wants_depth(self) -> bool:
         """Whether anything is wanted that needs the head."""
-        return self.wants != {EMBEDDING}
+        return not self.wants <= NO_DEPTH
 
     @property
     def needs_warp(self) -> bool:
@@ -67,11 +71,21 @@ class FrameOutput:
     """Time of the whole call, shared by its frames."""
     valid_share: float = math.nan
     """Share of the depth that is a number of metres; NaN where no depth was asked for."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What could not be made, or lost something, and why: a sentence by the name of the output."""
     depth: PackedImage | None = None
+    compressed: PackedCompressedImage | None = None
+    """The depth image in the form of the compressedDepth transport."""
     confidence: PackedImage | None = None
     """Of the depth at each pixel, 0..1; NaN where that is NaN. None too if the head has none."""
     camera_info: PackedCameraInfo | None = None
+    rgb: PackedImage | None = None
+    """The rectified image at the size of the depth."""
     points: PackedCloud | None = None
+    clearing: PackedCloud | None = None
+    """Ends of the rays that see free space."""
+    scan: PackedScan | None = None
+    """In the base frame."""
     color: PackedImage | None = None
     embedding: PackedImage | None = None
     """One row of E columns, of unit length: of the whole image, rectified where depth is."""

@@ -6,6 +6,7 @@ JSON record in the metadata (`Card`). Nothing is ever unpickled.
 
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+import hashlib
 from importlib import resources
 import json
 import logging
@@ -194,6 +195,15 @@ def find_weights(name_or_path: str | Path) -> Path:
             f'({", ".join(shipped) or "none shipped"}). Give a .safetensors file.'
         )
     return path
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file, to tell which weights run."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_card(path: Path) -> Card:

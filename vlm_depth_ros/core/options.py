@@ -8,6 +8,8 @@ import math
 from numbers import Integral
 from typing import ClassVar
 
+from vlm_depth_ros.core.cloud_options import ClearingOptions, CloudOptions, ScanOptions
+from vlm_depth_ros.core.compressed_depth import CompressedDepthOptions
 from vlm_depth_ros.core.config import require, require_within
 from vlm_depth_ros.core.scale import ScaleOptions
 from vlm_depth_ros.core.scale_ground import GroundOptions
@@ -121,6 +123,10 @@ class OutputOptions:
     ranges: RangeOptions = RangeOptions()
     filter: FilterOptions = FilterOptions()
     temporal: TemporalOptions = TemporalOptions()
+    cloud: CloudOptions = CloudOptions()
+    clearing: ClearingOptions = ClearingOptions()
+    scan: ScanOptions = ScanOptions()
+    compressed: CompressedDepthOptions = CompressedDepthOptions()
 
     def __post_init__(self):
         """Check every bound."""
@@ -140,3 +146,4 @@ class OutputOptions:
             self.max_depth_m == 0 or self.min_depth_m < self.max_depth_m,
             f'min_depth_m = {self.min_depth_m} must be below max_depth_m = {self.max_depth_m}.',
         )
+        self.cloud.require_form(self.cloud_organized)

@@ -1,66 +1,178 @@
-"""What is made of the depth of a frame, packed on the device for messages."""
+"""What is made of a frame, packed on the device for messages: one function for each output."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from vlm_depth_ros.core.colormap import colour_depth
+from vlm_depth_ros.core.compressed_depth import compress_depth, PackedCompressedImage
+from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.frames import Frame
+from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.options import OutputOptions
 from vlm_depth_ros.core.packing import (
     camera_info_of,
+    pack_clearing,
     pack_cloud,
-    pack_color,
     pack_confidence,
     pack_depth,
-    PackedCameraInfo,
+    pack_picture,
     PackedCloud,
     PackedImage,
 )
 from vlm_depth_ros.core.preprocess import resize_rgb, to_camera_grid
 from vlm_depth_ros.core.refine import refined
+from vlm_depth_ros.core.scan import PackedScan, scan_of
 
 
-def pack_depth_outputs(
+@dataclass(frozen=True)
+class Scene:
+    """A frame, and what is known of it once the network has run."""
+
+    frame: Frame
+    image: torch.Tensor
+    """(3, h, w) uint8 RGB as `frames.rectified` gives it."""
+    options: OutputOptions
+    hw: tuple[int, int]
+    """Size of all that is published."""
+    range_m: tuple[float, float]
+    depth: torch.Tensor | None = None
+    """(H, W) metres as published; None where nothing is wanted of it."""
+    confidence: torch.Tensor | None = None
+    """(1, 1, h, w) as the network says it; None where the head has none."""
+
+    @cached_property
+    def rgb(self) -> torch.Tensor:
+        """(H, W, 3) uint8."""
+        return resize_rgb(self.image, self.hw).permute(1, 2, 0)
+
+    @property
+    def intrinsics(self) -> CameraIntrinsics | None:
+        """Camera of exactly the published size."""
+        camera = self.frame.intrinsics
+        return camera.resized(self.hw) if camera else None
+
+
+def pack_outputs(
     frame: Frame,
     image: torch.Tensor,
     mask: torch.Tensor | None,
-    depth: torch.Tensor,
+    depth: torch.Tensor | None,
     confidence: torch.Tensor | None,
     range_m: tuple[float, float],
     options: OutputOptions,
-) -> dict[str, PackedImage | PackedCameraInfo | PackedCloud | float]:
-    """Depth and what is made of it, as far as the frame wants it and has a camera.
+) -> dict[str, Any]:
+    """All that a frame wants but its embedding, as far as it has what that needs.
 
     Args:
         frame: The frame.
         image: As `frames.rectified` gives it.
         mask: Likewise.
-        depth: (1, 1, h, w) metres by the network, in the camera at hand.
+        depth: (1, 1, h, w) metres by the network, in the camera at hand; None where nothing is
+            wanted of it.
         confidence: (1, 1, h, w) in 0..1, or None where the head has none.
         range_m: Published range.
-        options: Scale, filters, size and cloud form.
+        options: Scale, filters, sizes and forms.
 
     Returns:
-        Fields of `FrameOutput`.
+        Fields of `FrameOutput`. An output that cannot be made alone is missing, and a note says
+        why.
     """
-    depth = refined(frame, image, mask, depth, confidence, range_m, options)
-    hw = depth.shape
-    packed = {'valid_share': _valid_share(depth)}
-    if 'depth' in frame.wants:
-        packed['depth'] = pack_depth(depth)
-    if 'confidence' in frame.wants and confidence is not None:
-        packed['confidence'] = pack_confidence(to_camera_grid(confidence, hw)[0, 0], depth)
-    if 'color' in frame.wants:
-        packed['color'] = pack_color(colour_depth(depth, range_m))
-    if frame.intrinsics is not None:
-        intrinsics = frame.intrinsics.resized(hw)
-        packed['camera_info'] = camera_info_of(intrinsics)
-        if 'points' in frame.wants:
-            rgb = resize_rgb(image, hw).permute(1, 2, 0)
-            packed['points'] = pack_cloud(
-                depth, intrinsics, rgb, options.cloud_stride, options.cloud_organized
-            )
+    hw = tuple(side // options.depth_divisor for side in frame.rgb.shape[:2])
+    packed: dict[str, Any] = {}
+    if depth is not None:
+        depth = refined(frame, image, mask, depth, confidence, range_m, options)
+        packed['valid_share'] = _valid_share(depth)
+    scene = Scene(frame, image, options, hw, range_m, depth, confidence)
+    if scene.intrinsics is not None:
+        packed['camera_info'] = camera_info_of(scene.intrinsics)
+    notes = packed['notes'] = {}
+    for name in PACKERS.keys() & frame.wants:
+        try:
+            packed[name] = PACKERS[name](scene)
+        except InputError as err:
+            notes[name] = f'No {name}: {err}'
+    lost = _lost_by_compression(packed.get('compressed'), options)
+    if lost:
+        notes['compressed'] = lost
     return packed
+
+
+def _depth(scene: Scene) -> PackedImage:
+    return pack_depth(scene.depth)
+
+
+def _compressed(scene: Scene) -> PackedCompressedImage:
+    return compress_depth(scene.depth, scene.options.compressed)
+
+
+def _confidence(scene: Scene) -> PackedImage | None:
+    if scene.confidence is None:
+        return None
+    return pack_confidence(to_camera_grid(scene.confidence, scene.hw)[0, 0], scene.depth)
+
+
+def _color(scene: Scene) -> PackedImage:
+    return pack_picture(colour_depth(scene.depth, scene.range_m), 'bgr8')
+
+
+def _rgb(scene: Scene) -> PackedImage:
+    return pack_picture(scene.rgb, 'rgb8')
+
+
+def _points(scene: Scene) -> PackedCloud | None:
+    if scene.intrinsics is None:
+        return None
+    options = scene.options
+    return pack_cloud(
+        scene.depth, scene.intrinsics, scene.rgb, options.cloud_stride, options.cloud_organized,
+        options.cloud, scene.frame.base_from_optical,
+    )  # fmt: skip
+
+
+def _clearing(scene: Scene) -> PackedCloud | None:
+    if scene.intrinsics is None:
+        return None
+    return pack_clearing(scene.depth, scene.intrinsics, scene.options.clearing)
+
+
+def _scan(scene: Scene) -> PackedScan | None:
+    if scene.intrinsics is None:
+        return None
+    if scene.frame.base_from_optical is None:
+        raise InputError(f'the pose of the camera is not known: {scene.frame.silence}')
+    return scan_of(
+        scene.depth, scene.intrinsics, scene.frame.base_from_optical, scene.options.scan
+    )
+
+
+PACKERS: dict[str, Callable[[Scene], Any]] = {
+    'depth': _depth,
+    'compressed': _compressed,
+    'confidence': _confidence,
+    'color': _color,
+    'rgb': _rgb,
+    'points': _points,
+    'clearing': _clearing,
+    'scan': _scan,
+}
+"""What makes each thing that a frame may want; None where there is nothing to make it of."""
 
 
 def _valid_share(depth: torch.Tensor) -> float:
     """Of every eighth row and column: enough to say how much is left."""
     return float(depth[::8, ::8].isfinite().float().mean())
+
+
+def _lost_by_compression(packed: PackedCompressedImage | None, options: OutputOptions) -> str:
+    if packed is None or not packed.beyond_px + packed.too_near_px:
+        return ''
+    compressed = options.compressed
+    return (
+        f'compressedDepth loses {packed.beyond_px} pixels from compressed_depth_max_m = '
+        f'{compressed.depth_max_m:g} on and {packed.too_near_px} up to {compressed.nearest_m:.2f} '
+        'm. Raise compressed_depth_max_m, or lower max_depth_m; for the near ones lower '
+        'compressed_depth_quantization.'
+    )

@@ -15,6 +15,8 @@ import math
 import numpy as np
 import torch
 from torch.nn.functional import threshold, threshold_
+from vlm_depth_ros.core.cloud_options import ClearingOptions, CloudOptions
+from vlm_depth_ros.core.clouds import crop_depth, ray_ends, voxel_means
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, require_size
 
@@ -148,10 +150,10 @@ def pack_embedding(embedding: torch.Tensor) -> PackedImage:
 
 
 @torch.no_grad()
-def pack_color(bgr: torch.Tensor) -> PackedImage:
-    """Pack an (H, W, 3) uint8 picture as a ``bgr8`` image."""
-    height, width, _ = bgr.shape
-    return PackedImage(height, width, 'bgr8', width * 3, _host_bytes(bgr.contiguous()))
+def pack_picture(picture: torch.Tensor, encoding: str) -> PackedImage:
+    """Pack an (H, W, 3) uint8 picture as an image, ``bgr8`` or ``rgb8``."""
+    height, width, _ = picture.shape
+    return PackedImage(height, width, encoding, width * 3, _host_bytes(picture.contiguous()))
 
 
 @torch.no_grad()
@@ -161,6 +163,8 @@ def pack_cloud(
     rgb: torch.Tensor | None = None,
     stride: int = 1,
     organized: bool = False,
+    options: CloudOptions | None = None,
+    base_from_optical: np.ndarray | None = None,
 ) -> PackedCloud:
     """Unproject depth into points of 16 bytes: x y z float32, then rgb as bits 0x00RRGGBB.
 
@@ -171,13 +175,19 @@ def pack_cloud(
         stride: Takes every n-th pixel and row.
         organized: Keep the grid of ceil(H / stride) rows, with NaN in x, y and z where there is no
             point. Otherwise one row of points only.
+        options: Box and voxels; None keeps every point.
+        base_from_optical: (4, 4), for a box in the base frame.
 
     Raises:
-        InputError: If sizes, types or devices do not match.
+        InputError: If sizes, types or devices do not match, or the box wants a transform.
+        ConfigError: If voxels are to be organised.
     """
     require_size(depth.shape, intrinsics)
     x, y = _axis_rays(intrinsics, depth.device, stride)
     z = _positive(depth[::stride, ::stride])
+    if options is not None:
+        options.require_form(organized)
+        z = crop_depth(z, intrinsics.strided(stride), options, base_from_optical)
     points = torch.empty((*z.shape, 4), dtype=torch.float32, device=z.device)
     torch.mul(z, x, out=points[..., 0])
     torch.mul(z, y, out=points[..., 1])
@@ -195,11 +205,42 @@ def pack_cloud(
         (height, width), data = z.shape, _host_bytes(points)
         is_dense = math.isfinite(z.sum())  # One NaN makes the sum NaN; cheaper than a mask.
     else:
-        data = _host_bytes(_without_nan(points.view(-1, 4), z.reshape(-1)))
+        kept = _chosen(points.view(-1, 4), ~z.isnan())
+        if options is not None and options.voxel_m:
+            kept = voxel_means(kept, options.voxel_m)
+        data = _host_bytes(kept)
         height, width, is_dense = 1, data.size // POINT_STEP, True
     return PackedCloud(
         height, width, POINT_STEP, width * POINT_STEP, is_dense, rgb is not None, data
     )
+
+
+@torch.no_grad()
+def pack_clearing(
+    depth: torch.Tensor, intrinsics: CameraIntrinsics, options: ClearingOptions
+) -> PackedCloud:
+    """Put points into the air where rays see free space, for a costmap to trace rays to.
+
+    For a source of Nav2 that clears and does not mark. A pixel gets its point, `range_m` from the
+    camera along the ray, if it sees farther than that or beyond the range of the sensor (+Inf).
+    NaN and -Inf get none: what is unknown is not free.
+
+    Args:
+        depth: (H, W) gated depth in metres.
+        intrinsics: Camera of exactly this depth image, before the stride.
+        options: How far, and how many.
+
+    Returns:
+        A dense cloud of one row, without colour, in the optical frame.
+
+    Raises:
+        InputError: If the sizes do not match.
+    """
+    require_size(depth.shape, intrinsics)
+    end, points = ray_ends(intrinsics, depth.device, options)
+    data = _host_bytes(_chosen(points, depth[:: options.stride, :: options.stride] > end))
+    width = data.size // POINT_STEP
+    return PackedCloud(1, width, POINT_STEP, width * POINT_STEP, True, False, data)
 
 
 @lru_cache(maxsize=32)
@@ -224,13 +265,13 @@ def _positive(depth: torch.Tensor) -> torch.Tensor:
     return positive.nan_to_num_(nan=math.nan, posinf=math.nan)
 
 
-def _without_nan(points: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """Return the rows of `points` (N, 4) whose `z` (N,) is not NaN."""
-    if z.device.type != 'cpu':
-        return points[~z.isnan()]
+def _chosen(points: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the rows of `points` (N, 4) float32 where `chosen`, of N pixels, is true."""
+    if points.device.type != 'cpu':
+        return points[chosen.view(-1)]
     # NumPy moves a point as one 16-byte number, ten times faster than torch moves rows of four.
-    kept = ~np.isnan(z.numpy())
-    return torch.from_numpy(points.numpy().view(np.complex128).reshape(-1)[kept])
+    rows = points.numpy().view(np.complex128).reshape(-1)[chosen.numpy().reshape(-1)]
+    return torch.from_numpy(rows.view(np.float32).reshape(-1, 4))
 
 
 def _host_bytes(tensor: torch.Tensor) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What the node says about itself on /diagnostics, once a second."""
 
 from collections.abc import Mapping, Sequence
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ from vlm_depth_ros.ros.worker import Statistics
 if TYPE_CHECKING:
     from rclpy.node import Node
 
-SILENT_S = 2.0
-"""A camera that sent nothing for so long is reported."""
+SILENT_S = 1.0
+"""A camera that sent nothing, or a frame without an answer, for so long is an error: with a report
+each second, it is told within two. Slow ones have `PERIODS` of their own."""
+PERIODS = 3
 
 
 class Diagnostics:
@@ -30,6 +33,7 @@ class Diagnostics:
         self._names = [f'{node.get_name()}: {camera or "camera"}' for camera in cameras]
         self._hardware = hardware
         self._before: list[tuple[float, int, int, int]] = []
+        self._period_s = [0.0] * len(cameras)
 
     def publish(
         self,
@@ -54,16 +58,20 @@ class Diagnostics:
         message = DiagnosticArray()
         message.header.stamp = self._node.get_clock().now().to_msg()
         for i, (s, old, new) in enumerate(zip(statistics, before, counts)):
+            interval_s = max(new[0] - old[0], 1e-9)
+            if new[1] > old[1]:
+                self._period_s[i] = interval_s / (new[1] - old[1])
             level, text = DiagnosticStatus.OK, 'disabled by ~/enable'
             if enabled:
-                level, text = _judge(s, now_s, failed=new[3] > old[3])
+                patience_s = max(SILENT_S, PERIODS * self._period_s[i])
+                level, text = _judge(s, now_s, patience_s, failed=new[3] > old[3])
             if level == DiagnosticStatus.OK and model['last loading']:
                 level, text = DiagnosticStatus.WARN, model['last loading']
-            interval_s = max(new[0] - old[0], 1e-9)
             values = {
                 'input rate (Hz)': f'{(new[1] - old[1]) / interval_s:.1f}',
                 'output rate (Hz)': f'{(new[2] - old[2]) / interval_s:.1f}',
                 'latency (ms)': f'{s.last_latency_ms:.1f}',
+                'age of the newest image (s)': f'{_age_s(s, now_s):.2f}',
                 'frames received': s.received,
                 'frames published': s.published,
                 'frames dropped for newer ones': s.dropped,
@@ -97,12 +105,22 @@ class Diagnostics:
         self._node.destroy_publisher(self._publisher)
 
 
-def _judge(s: Statistics, now_s: float, failed: bool) -> tuple[bytes, str]:
+def _age_s(s: Statistics, now_s: float) -> float:
+    return now_s - s.last_received_s if s.last_received_s else math.nan
+
+
+def _judge(
+    s: Statistics, now_s: float, patience_s: float, failed: bool
+) -> tuple[bytes, str]:
     if not s.last_received_s:
         return DiagnosticStatus.WARN, 'no image has come yet'
     silent_s = now_s - s.last_received_s
-    if silent_s > SILENT_S:
-        return DiagnosticStatus.ERROR, f'no image for {silent_s:.0f} s'
+    if silent_s > patience_s:
+        return DiagnosticStatus.ERROR, f'no image for {silent_s:.1f} s'
+    busy_since_s = s.busy_since_s  # The worker may be done the next moment.
+    busy_s = now_s - busy_since_s if busy_since_s else 0.0
+    if busy_s > max(SILENT_S, PERIODS * s.last_latency_ms / 1e3):
+        return DiagnosticStatus.ERROR, f'no answer to an image for {busy_s:.1f} s'
     if failed:
         return DiagnosticStatus.WARN, f'frames fail: {s.last_error}'
     if s.camera_trouble:

@@ -184,8 +184,12 @@ class RunningModel:
 
     def described(self) -> dict[str, str]:
         """For diagnostics."""
+        from vlm_depth_ros.core.devices import memory_mb  # Needs torch.
+
         return {
             'weights': self.weights,
+            'weights SHA-256': self.estimator.weights_sha256,
+            'device memory (MB)': f'{memory_mb(self.estimator.device):.0f}',
             'weights being loaded': self._loading.weights if self._loading else '',
             'last loading': self.trouble,
         }

@@ -8,17 +8,29 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import (
+    CameraInfo,
+    CompressedImage,
+    Image,
+    LaserScan,
+    PointCloud2,
+    PointField,
+)
 from std_msgs.msg import Header
 from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.texts import quoted
 from vlm_depth_ros.files.images import decode_rgb
 from vlm_depth_ros.ros.encodings import decode, LAYOUTS, StoredImage, tight_rows
 
 if TYPE_CHECKING:
+    from vlm_depth_ros.core.compressed_depth import PackedCompressedImage
     from vlm_depth_ros.core.packing import PackedCameraInfo, PackedCloud, PackedImage
+    from vlm_depth_ros.core.scan import PackedScan
 
+MAX_MEGAPIXELS = 25
+"""Of a compressed image; decoding more takes longer than a second, and other cameras wait."""
 _SIXTEEN_BIT = {'rgb16': 3, 'bgr16': 3, 'rgba16': 4, 'bgra16': 4}
-_OPENCV_NAME = re.compile(r'(8|16|32|64)([USF])C(\d+)?')
+_OPENCV_NAME = re.compile(r'(8|16|32|64)([USF])C([1-9][0-9]{0,2})?')
 
 
 def image_to_rgb(message: Image) -> np.ndarray:
@@ -47,10 +59,10 @@ def compressed_to_rgb(message: CompressedImage) -> np.ndarray:
     """
     if 'compressedDepth' in message.format:
         raise InputError(
-            f'compressed image has format {message.format!r}: expected a colour picture (jpeg or '
-            'png). Subscribe to the compressed topic of the colour image.'
+            f'compressed image has format {quoted(message.format)}: expected a colour picture '
+            '(jpeg or png). Subscribe to the compressed topic of the colour image.'
         )
-    return decode_rgb(message.data, 'compressed image')
+    return decode_rgb(message.data, 'compressed image', max_megapixels=MAX_MEGAPIXELS)
 
 
 def image_message(packed: 'PackedImage', header: Header) -> Image:
@@ -79,6 +91,25 @@ def cloud_message(packed: 'PackedCloud', header: Header) -> PointCloud2:
     message.fields = _point_fields()
     message.point_step, message.row_step = packed.point_step, packed.row_step
     message.is_dense = packed.is_dense
+    message.data = byte_array(packed.data)
+    return message
+
+
+def scan_message(packed: 'PackedScan', header: Header) -> LaserScan:
+    """Wrap a packed scan; the header names the frame of its angles, not the camera's."""
+    message = LaserScan(header=header)
+    message.angle_min, message.angle_max = packed.angle_min, packed.angle_max
+    message.angle_increment = packed.angle_increment
+    message.range_min, message.range_max = packed.range_min, packed.range_max
+    ranges = array.array('f')
+    ranges.frombytes(packed.ranges.tobytes())
+    message.ranges = ranges
+    return message
+
+
+def compressed_message(packed: 'PackedCompressedImage', header: Header) -> CompressedImage:
+    """Wrap a packed compressed image; the header is taken as it is."""
+    message = CompressedImage(header=header, format=packed.format)
     message.data = byte_array(packed.data)
     return message
 
@@ -116,7 +147,8 @@ def _through_cv_bridge(message: Image, stored: StoredImage) -> np.ndarray | None
     try:
         return np.asarray(CvBridge().imgmsg_to_cv2(message, 'rgb8'))
     except Exception as err:
-        raise InputError(f'{stored}: cv_bridge cannot turn it into rgb8 ({err}).') from err
+        reason = ' '.join(str(err).split())
+        raise InputError(f'{stored}: cv_bridge cannot turn it into rgb8 ({reason}).') from err
 
 
 def _layout_of(encoding: str) -> tuple[int, type] | None:

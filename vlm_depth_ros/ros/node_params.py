@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 import re
 from typing import Any
 
+from vlm_depth_ros.core.cloud_options import FRAMES
+from vlm_depth_ros.core.compressed_depth import FORMATS
 from vlm_depth_ros.core.config import COMPILES, PRECISIONS, require, RuntimeConfig
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.mounting import base_from_sensor
@@ -133,6 +135,58 @@ class NodeParams:
         0.0, LIVE, 'Clouds a second at most; 0 is one for every frame.', bounds=(0.0, 1000.0)
     )
 
+    cloud_voxel_m: float = _option(
+        'cloud', 'voxel_m', 'One mean point for each cube of this side, metres; 0 is off.'
+    )
+    cloud_crop_min_m: tuple[float, ...] = _option(
+        'cloud', 'crop_min_m', 'Least x, y, z of the box that keeps its points; -1000 is no bound.'
+    )
+    cloud_crop_max_m: tuple[float, ...] = _option(
+        'cloud', 'crop_max_m', 'Greatest x, y, z of that box; 1000 is no bound.'
+    )
+    cloud_crop_in: str = _option(
+        'cloud', 'crop_in', 'Frame of that box; the points stay in the optical frame.', FRAMES
+    )
+    clearing_range_m: float = _option(
+        'clearing',
+        'range_m',
+        'How far from the camera points_clearing puts a point on each ray that sees farther: '
+        "beyond the costmap's obstacle_max_range, within its raytrace_max_range.",
+    )
+    clearing_stride: int = _option(
+        'clearing', 'stride', 'Every n-th pixel and row has such a ray, 1 to 32.'
+    )
+    scan_min_height_m: float = _option(
+        'scan', 'min_height_m', 'Bottom of the band of heights in base_frame that scan shows.'
+    )
+    scan_max_height_m: float = _option('scan', 'max_height_m', 'Top of that band.')
+    scan_range_min_m: float = _option(
+        'scan', 'range_min_m', "Least distance of scan from base_frame's origin."
+    )
+    scan_range_max_m: float = _option(
+        'scan', 'range_max_m', 'Greatest distance of scan; +Inf means free up to here.'
+    )
+    scan_angle_min_rad: float = _option(
+        'scan', 'angle_min_rad', 'First angle of scan, to the left; both 0: what the camera sees.'
+    )
+    scan_angle_max_rad: float = _option('scan', 'angle_max_rad', 'Last angle of scan.')
+    scan_angle_increment_rad: float = _option(
+        'scan', 'angle_increment_rad', 'Angle from one range of scan to the next.'
+    )
+    scan_stride: int = _option('scan', 'stride', 'Every n-th pixel and row is used, 1 to 16.')
+    compressed_format: str = _option(
+        'compressed', 'format', 'Form of depth/image_rect/compressedDepth.', FORMATS
+    )
+    compressed_png_level: int = _option(
+        'compressed', 'png_level', '0 is fast and large, 9 slow and small.'
+    )
+    compressed_depth_max_m: float = _option(
+        'compressed', 'depth_max_m', 'Depth from here on is lost there, with a warning.'
+    )
+    compressed_depth_quantization: float = _option(
+        'compressed', 'depth_quantization', 'Depth at which a step is about 1 m there.'
+    )
+
     base_frame: str = _param(
         'base_link', LIVE, "The robot's frame: x forward, y left, z up (REP-103)."
     )
@@ -222,6 +276,15 @@ class NodeParams:
         self.runtime()
         self.output_options()
         self._check_poses()
+
+    def needs_pose(self, wants: frozenset[str]) -> bool:
+        """Whether a frame of which `wants` is wanted needs to know where its camera sits."""
+        cloud = self.output_options().cloud
+        return (
+            self.scale_source == 'ground'
+            or 'scan' in wants
+            or ('points' in wants and cloud.crops and cloud.crop_in == 'base')
+        )
 
     def camera_pose(self, index: int) -> tuple[float, ...]:
         """Six numbers of one camera, by its place in `cameras`."""

@@ -1,12 +1,20 @@
 """What one camera's frames become: publishers, who listens to them, and one frame's messages."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TYPE_CHECKING
 
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, LaserScan, PointCloud2
 from std_msgs.msg import Header
-from vlm_depth_ros.ros.messages import camera_info_message, cloud_message, image_message
+from vlm_depth_ros.ros.messages import (
+    camera_info_message,
+    cloud_message,
+    compressed_message,
+    image_message,
+    scan_message,
+)
 
 if TYPE_CHECKING:
     from rclpy.lifecycle import LifecycleNode
@@ -14,15 +22,38 @@ if TYPE_CHECKING:
 
 OUTPUT_DEPTH = 2
 """Messages that a publisher keeps for slow readers; old depth is worth nothing to a robot."""
-TOPICS = {
-    # Output of the estimator: topic, message type, what to compute for it, how to wrap it.
-    'depth': ('depth/image_rect', Image, 'depth', image_message),
-    'confidence': ('depth/confidence', Image, 'confidence', image_message),
-    'camera_info': ('depth/camera_info', CameraInfo, 'depth', camera_info_message),
-    'points': ('points', PointCloud2, 'points', cloud_message),
-    'color': ('depth/image_color', Image, 'color', image_message),
-    'embedding': ('embedding', Image, 'embedding', image_message),
-}
+@dataclass(frozen=True)
+class Topic:
+    """One output of a camera."""
+
+    name: str
+    """Relative, behind the camera's prefix."""
+    kind: type
+    wants: str
+    """What to compute for it, in the words of `core.frames.Frame.wants`."""
+    field: str
+    """Where the estimator's answer holds it."""
+    wrap: Callable[[Any, Header], Any]
+    in_base: bool = False
+    """Whether its header names the robot's frame instead of the camera's."""
+
+
+TOPICS = (
+    Topic('depth/image_rect', Image, 'depth', 'depth', image_message),
+    Topic('depth/camera_info', CameraInfo, 'depth', 'camera_info', camera_info_message),
+    Topic(
+        'depth/image_rect/compressedDepth',
+        CompressedImage, 'compressed', 'compressed', compressed_message,
+    ),
+    Topic('depth/confidence', Image, 'confidence', 'confidence', image_message),
+    Topic('depth/image_color', Image, 'color', 'color', image_message),
+    Topic('rgb/image_rect', Image, 'rgb', 'rgb', image_message),
+    Topic('rgb/camera_info', CameraInfo, 'rgb', 'camera_info', camera_info_message),
+    Topic('points', PointCloud2, 'points', 'points', cloud_message),
+    Topic('points_clearing', PointCloud2, 'clearing', 'clearing', cloud_message),
+    Topic('scan', LaserScan, 'scan', 'scan', scan_message, in_base=True),
+    Topic('embedding', Image, 'embedding', 'embedding', image_message),
+)  # fmt: skip
 
 
 class CameraOutput:
@@ -33,30 +64,30 @@ class CameraOutput:
         self._node = node
         qos = QoSProfile(depth=OUTPUT_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
         self._publishers = {
-            name: node.create_lifecycle_publisher(
-                kind,
-                prefix + topic,
+            topic: node.create_lifecycle_publisher(
+                topic.kind,
+                prefix + topic.name,
                 qos,
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )
-            for name, (topic, kind, _, _) in TOPICS.items()
+            for topic in TOPICS
         }
 
     def wants(self) -> frozenset[str]:
         """Return what somebody subscribes to, in the estimator's words."""
         return frozenset(
-            TOPICS[name][2]
-            for name, publisher in self._publishers.items()
+            topic.wants
+            for topic, publisher in self._publishers.items()
             if publisher.get_subscription_count() > 0
         )
 
-    def publish(self, output: 'FrameOutput', header: Header) -> None:
+    def publish(self, output: 'FrameOutput', header: Header, base_frame: str) -> None:
         """Publish what was computed and somebody still wants, with the input's own header."""
-        for name, publisher in self._publishers.items():
-            packed = getattr(output, name, None)
+        in_base = Header(stamp=header.stamp, frame_id=base_frame)
+        for topic, publisher in self._publishers.items():
+            packed = getattr(output, topic.field, None)
             if packed is not None and publisher.get_subscription_count() > 0:
-                wrap = TOPICS[name][3]
-                publisher.publish(wrap(packed, header))
+                publisher.publish(topic.wrap(packed, in_base if topic.in_base else header))
 
     def destroy(self) -> None:
         """Withdraw the topics."""

@@ -7,6 +7,7 @@ from typing import Any, TYPE_CHECKING
 
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraModel
+from vlm_depth_ros.core.texts import quoted
 from vlm_depth_ros.ros.inputs import CameraInput
 from vlm_depth_ros.ros.node_params import NodeParams
 from vlm_depth_ros.ros.outputs import CameraOutput
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 WARNING_PERIOD_S = 5.0
 """The same warning is not repeated sooner."""
+MOST_FRAME_IDS = 8
+"""Of one camera that are looked at; one that changes all the time is not worth more words."""
 
 
 class DepthPipeline:
@@ -65,6 +68,7 @@ class DepthPipeline:
         self._params = params
         self._logger = logger
         self._warned_s: dict[tuple[int, str], float] = {}
+        self._known_frames: list[set[str]] = [set() for _ in inputs]
 
     def __call__(self, taken: dict[int, Arrival], is_stopping: Callable[[], bool]) -> None:
         """Run the network once for all frames that somebody wants, and publish.
@@ -124,10 +128,24 @@ class DepthPipeline:
             )
         return wants
 
+    def _look_at_frame_id(self, index: int, frame_id: str) -> None:
+        known = self._known_frames[index]
+        if frame_id in known or len(known) == MOST_FRAME_IDS:
+            return
+        known.add(frame_id)
+        if 'optical' not in frame_id:
+            self._say(
+                index,
+                f'The images have frame_id {quoted(frame_id)}: expected the optical frame of the '
+                'camera (z ahead, REP-103), usually named ..._optical_frame. Points will lie '
+                'wrongly in the robot unless that frame is one.',
+            )
+
     def _frame(
         self, index: int, message: Any, wants: frozenset[str], params: NodeParams
     ) -> 'Frame':
         source, rectify = self._inputs[index], params.rectify
+        self._look_at_frame_id(index, message.header.frame_id)
         rgb = source.to_rgb(message)
         camera = self._camera(index, message.header.frame_id, rgb.shape[:2])
         # image_proc publishes one camera_info, with D of the lens, for image_raw and image_rect.
@@ -139,14 +157,16 @@ class DepthPipeline:
             wants=wants,
             stamp_s=_stamp_ns(message) / 1e9,
             track=self._tracks[index],
-            **self._beside(index, message, params),
+            **self._beside(index, message, wants, params),
         )
 
-    def _beside(self, index: int, message: Any, params: NodeParams) -> dict[str, Any]:
+    def _beside(
+        self, index: int, message: Any, wants: frozenset[str], params: NodeParams
+    ) -> dict[str, Any]:
         """Return what the options need beside the image, as fields of a frame."""
         found, about = {}, (index, message.header, params)
         try:
-            if params.scale_source == 'ground':
+            if params.needs_pose(wants):
                 found['base_from_optical'] = self._surroundings.base_from_optical(*about)
             if params.scale_source == 'ranges':
                 found['range_points'] = self._surroundings.range_points(*about)
@@ -185,12 +205,14 @@ class DepthPipeline:
         statistics = self._statistics[index]
         statistics.scale = self._tracks[index].scale.state
         statistics.valid_share = output.valid_share
+        for name, note in output.notes.items():
+            self._warn(index, name, note)
         if output.valid_share == 0:
             self._warn(index, 'empty', 'No depth in the whole image: each pixel was removed by a '
                        'filter, lies outside the range, or the network answers no number.')
         header = arrival.message.header
         try:
-            self._outputs[index].publish(output, header)
+            self._outputs[index].publish(output, header, self._params().base_frame)
         except Exception as err:
             self._fail(index, err)
             return
@@ -215,8 +237,11 @@ class DepthPipeline:
         now_s = time.monotonic()
         if now_s - self._warned_s.get((index, kind), -WARNING_PERIOD_S) >= WARNING_PERIOD_S:
             self._warned_s[index, kind] = now_s
-            name = self._params().cameras[index]
-            self._logger.warning(f'{name}: {text}' if name else text)
+            self._say(index, text)
+
+    def _say(self, index: int, text: str) -> None:
+        name = self._params().cameras[index]
+        self._logger.warning(f'{name}: {text}' if name else text)
 
 
 def _stamp_ns(message: Any) -> int:

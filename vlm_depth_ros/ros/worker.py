@@ -25,6 +25,8 @@ class Statistics:
     published: int = 0
     """Frames whose outputs left."""
     last_error: str = ''
+    busy_since_s: float = 0.0
+    """When the worker took the frame that it works on, monotonic; 0 while it has none."""
     last_received_s: float = 0.0
     """On the monotonic clock; 0 before the first."""
     last_stamp_ns: int = 0
@@ -120,4 +122,8 @@ class NewestFrameWorker:
                 if self._stopping:
                     return
                 taken, self._slots = self._slots, {}
+            for camera in taken:
+                self._statistics[camera].busy_since_s = time.monotonic()
             self._process(taken, lambda: self._stopping)
+            for camera in taken:
+                self._statistics[camera].busy_since_s = 0.0
