@@ -18,8 +18,9 @@ from torch import nn
 import torch.nn.functional as F
 from towers import build, picture, shared
 from vlm_depth_ros.core.backbone import Backbone
-from vlm_depth_ros.core.config import ModelConfig
+from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
+from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.features import Features
 from vlm_depth_ros.core.heads.depthclip import BINS_M, DepthClipHead, starting_bins_m
 from vlm_depth_ros.core.heads.registry import build_head
@@ -457,6 +458,23 @@ def test_a_desk_writes_a_file_that_needs_no_training(tmp_path, clip_file, mode):
     with torch.no_grad():
         depth_m = model(picture(HW)).depth_m
     assert 1 <= depth_m.min() and depth_m.max() <= 3
+
+
+def test_faithful_sees_images_as_the_official_code_normalises_them(tmp_path, clip_file):
+    path = tmp_path / 'depthclip.safetensors'
+    zero_shot_weights(path, tower=TOWER, tag=None, file=clip_file, input_hw=HW, embed_tower=True)
+    estimator = DepthEstimator.from_weights(path, RuntimeConfig(device='cpu'))
+    rgb = np.random.default_rng(0).integers(0, 256, (*HW, 3), np.uint8)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    image = ((rgb / 255 - mean) / std).astype(np.float32).transpose(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = load_model(path)(torch.from_numpy(image)).depth_m[0, 0].numpy()
+    np.testing.assert_allclose(estimator(rgb).depth_m, expected, rtol=1e-4)
+    # CLIP's own embedding is of a picture with CLIP's mean.
+    with pytest.raises(ConfigError, match='gives no embedding'):
+        estimator(rgb, want_embedding=True)
+    with pytest.raises(WeightsError, match='a shared tower sees images with its own'):
+        load_model(path, tower=open_clip.create_model(TOWER).visual)
 
 
 RUN_TIME = """

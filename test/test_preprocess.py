@@ -11,10 +11,9 @@ from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.preprocess import (
     _squash,
     _squash_as_float,
-    check_version,
     has_source,
     network_input,
-    PREPROCESS,
+    normalisation_of,
     remap,
     resize_rgb,
     sampling_grid,
@@ -89,9 +88,9 @@ def test_a_read_only_array_is_uploaded_without_a_word():
 
 
 def test_another_preprocessing_is_refused():
-    check_version(PREPROCESS)
-    with pytest.raises(ConfigError, match="'squash-bicubic-v9' is unknown here. Expected 'squash"):
-        check_version('squash-bicubic-v9')
+    assert normalisation_of('squash-bicubic-v1') is None
+    with pytest.raises(ConfigError, match="'squash-bicubic-v9' is unknown here. Expected one of"):
+        normalisation_of('squash-bicubic-v9')
 
 
 # --- the way back -------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ JSON record in the metadata (`Card`). Nothing is ever unpickled.
 """
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 import hashlib
 from importlib import resources
 import json
@@ -23,7 +23,7 @@ from vlm_depth_ros.core.config import from_mapping, ModelConfig, require
 from vlm_depth_ros.core.errors import ConfigError, WeightsError
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.heads.registry import build_head
-from vlm_depth_ros.core.preprocess import check_version
+from vlm_depth_ros.core.preprocess import normalisation_of
 from vlm_depth_ros.core.tower_naming import hugging_face_clip_sha256
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class DepthModel(nn.Module):
         What has a ``spec`` answers as a `Backbone` and is taken for one.
         """
         super().__init__()
-        check_version(config.preprocess)
+        normalisation = normalisation_of(config.preprocess)
         self.config = config
         kind = Blip2Backbone if config.tower in BLIP2_TOWERS else Backbone
         self.backbone = tower if hasattr(tower, 'spec') else kind(
@@ -76,6 +76,17 @@ class DepthModel(nn.Module):
         self.head = build_head(config.head, self.backbone.spec)
         if self.head.tower_change is not None:
             self.head.tower_change.take(self.backbone.blocks)
+        if normalisation is not None:
+            require(
+                tower is None,
+                f'preprocess {config.preprocess!r} brings its own mean and std: a shared tower '
+                'sees images with its own. Let the model build its tower.',
+            )
+            # Its embedding would be that of another picture than the tower was taught with.
+            self.backbone.spec = replace(
+                self.backbone.spec, mean=normalisation[0], std=normalisation[1],
+                embedding_width=None,
+            )  # fmt: skip
         self.card: Card | None = None
 
     def forward(self, image: torch.Tensor, want_embedding: bool = False) -> HeadOutput:

@@ -2,7 +2,8 @@
 
 ``squash-bicubic-v1``: the whole image is squashed to the network size without keeping its aspect,
 antialiased bicubic, rounded to 8 bits as PIL does it, scaled to 0..1 and normalised with the
-tower's mean and std. The undo is one bilinear resize to the camera's grid (half-pixel centres on
+tower's mean and std; ``squash-bicubic-imagenet-v1`` is the same with ImageNet's, which the official
+DepthCLIP uses on CLIP's tower. The undo is one bilinear resize to the camera's grid (half-pixel centres on
 both ways), so a pixel's depth stays on its ray.
 """
 
@@ -11,20 +12,26 @@ import torch
 import torch.nn.functional as F
 from vlm_depth_ros.core.errors import ConfigError
 
-PREPROCESS = 'squash-bicubic-v1'
+PREPROCESSES = {
+    'squash-bicubic-v1': None,
+    'squash-bicubic-imagenet-v1': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and std by the name of a preprocessing; None: the tower's own."""
 _BICUBIC = {'mode': 'bicubic', 'antialias': True, 'align_corners': False}
 
 
-def check_version(name: str) -> None:
-    """Refuse a weights file made for a preprocessing that this version does not have.
+def normalisation_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and std that a preprocessing brings along; None: it takes the tower's.
 
     Raises:
-        ConfigError: If `name` is not `PREPROCESS`.
+        ConfigError: If this version does not have it.
     """
-    if name != PREPROCESS:
+    if name not in PREPROCESSES:
         raise ConfigError(
-            f'preprocess {name!r} is unknown here. Expected {PREPROCESS!r}; update the package.'
+            f'preprocess {name!r} is unknown here. Expected one of {tuple(PREPROCESSES)}; update '
+            'the package.'
         )
+    return PREPROCESSES[name]
 
 
 def upload(rgb: np.ndarray, device: torch.device) -> torch.Tensor:

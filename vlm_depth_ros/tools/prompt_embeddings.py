@@ -95,7 +95,9 @@ def zero_shot_weights(
     """
     if mode == 'learned':
         raise ConfigError("mode 'learned' is trained, expected faithful or projected. Train it.")
-    model = DepthModel(ModelConfig(tower, {'name': 'depthclip', 'mode': mode}, tag, input_hw))
+    official = {'preprocess': 'squash-bicubic-imagenet-v1'} if mode == 'faithful' else {}
+    head = {'name': 'depthclip', 'mode': mode}
+    model = DepthModel(ModelConfig(tower, head, tag, input_hw, **official))
     file = Path(file or published_file(tower, tag)).expanduser()
     if not file.is_file():
         raise WeightsError(
