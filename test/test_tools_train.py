@@ -19,6 +19,7 @@ from vlm_depth_ros.tools import train as training
 from vlm_depth_ros.tools.augment import AugmentConfig
 from vlm_depth_ros.tools.cli import main
 from vlm_depth_ros.tools.datasets import SetConfig
+from vlm_depth_ros.tools.optimiser import build_optimiser
 from vlm_depth_ros.tools.recipe import read_recipe, StageConfig
 from vlm_depth_ros.tools.stage import Stage
 from vlm_depth_ros.tools.training_state import resume_path
@@ -303,6 +304,8 @@ def mistake(capsys):
     ({'augment': {'rol_deg': 3}}, "Did you mean 'roll_deg'"),
     ({'sets': [{'folder': 'set', 'rowz': []}]}, "Did you mean 'rows'"),
     ({'model': MODEL | {'head': {'name': 'space_clap'}}}, 'head.name'),
+    ({'model': MODEL | {'head': {'name': 'linear_bins', 'depth_range_m': [0.5, 3.0]}}},
+     'head linear_bins answers (0.5, 3.0) m, but depth_range_m of the model is'),
     ({'sets': [{'folder': 'nowhere'}]}, 'nowhere'),
     ({'sets': [{'folder': 'set', 'rows': [[2, 9]]}]}, 'rows 2:9 do not exist'),
 ])  # fmt: skip
@@ -311,6 +314,12 @@ def test_wrong_recipe_is_refused_in_one_line(change, message, data, tmp_path, ca
     path.write_text(yaml.safe_dump(RECIPE | change))
     assert run(path, tmp_path / 'out.safetensors', data) == 1
     assert message in mistake(capsys)
+
+
+def test_a_head_with_nothing_to_learn_is_refused_in_one_line():
+    nothing = torch.nn.Conv2d(1, 1, 1).requires_grad_(False)
+    with pytest.raises(ConfigError, match="stage 'head' has nothing to train"):
+        build_optimiser(nothing, StageConfig('head', lr=0.1, steps=1))
 
 
 @pytest.mark.parametrize('content', [

@@ -73,7 +73,7 @@ class DepthModel(nn.Module):
             f'size_by_focal = {config.size_by_focal}, but tower {config.tower!r} takes inputs of '
             'one size only. Set 0.',
         )
-        self.head = build_head(config.head, self.backbone.spec)
+        self.head = build_head(config.head, self.backbone.spec, config.depth_range_m)
         if self.head.tower_change is not None:
             self.head.tower_change.take(self.backbone.blocks)
         if normalisation is not None:

@@ -50,6 +50,60 @@ def evaluate(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def compare(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth compare``."""
+    parser.add_argument('out', type=Path, help='folder for weights, cached features and table.md')
+    parser.add_argument(
+        '--recipes', type=Path, nargs='+', default=[Path('config/train/heads')],
+        help='recipes that differ in the head alone, or folders (default config/train/heads)',
+    )  # fmt: skip
+    parser.add_argument('--seeds', help='such as 1,2,3: train each with each (default its own)')
+    parser.add_argument(
+        '--data', type=Path, default=Path('../shared/data'), help='folder that holds the sets'
+    )
+    parser.add_argument(
+        '--judge', type=Path, required=True, metavar='SET', help='set that judges, as DATA of '
+        'evaluate',
+    )  # fmt: skip
+    parser.add_argument('--rows', required=True, help='half-open row ranges A:B[,C:D] that judge')
+    parser.add_argument(
+        '--protocol', choices=('nyu', 'kitti', 'full'), default='full', help='crop and range'
+    )
+    parser.add_argument(
+        '--device', default='auto', help='of training and judging: auto, cpu, cuda or cuda:N'
+    )
+    parser.add_argument('--json', type=Path, help='write everything that was measured here')
+
+
+def obstacles(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth obstacles``."""
+    _model(parser)
+    parser.add_argument('--data', type=Path, required=True, help='folder with pairs.csv')
+    parser.add_argument('--rows', help='half-open row ranges A:B[,C:D]; all by default')
+    parser.add_argument(
+        '--filters', nargs='+', metavar='NAME=NUMBER',
+        help='as median_px=3 max_gradient=0.05 (default: those of docs/costmap.md)',
+    )  # fmt: skip
+    parser.add_argument('--cell-m', type=float, default=0.05, help='side of a cell (default 0.05)')
+    parser.add_argument(
+        '--range-m', type=float, default=3.0, help='obstacles count so far (default 3)'
+    )
+    parser.add_argument(
+        '--heights-m', type=float, nargs=2, default=(-0.3, 0.3), metavar=('LOW', 'HIGH'),
+        help='band of obstacles, above the camera (default -0.3 0.3)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--blind-from', type=Path, help='also judge the per-pixel mean of this folder'
+    )
+    parser.add_argument('--blind-rows', help='half-open row ranges of that folder')
+    parser.add_argument('--json', type=Path, help='write the result here')
+    parser.add_argument('--picture', type=Path, metavar='PNG', help='draw some grids here')
+    parser.add_argument(
+        '--photographs', action=BooleanOptionalAction, default=True,
+        help='of the picture: image and depth beside the grids (default)',
+    )  # fmt: skip
+
+
 def synthetic(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth synthetic``."""
     parser.add_argument('out', type=Path, help='new or empty folder; becomes a pairs.csv folder')
@@ -199,6 +253,8 @@ VERBS = {
     'evaluate': (evaluate, 'errors against measured depth, beside predictors that never look'),
     'report': (report, 'table and pictures of a recording made by the node'),
     'train': (train, 'train a head (or our own small tower and a head) by a YAML recipe'),
+    'compare': (compare, 'train several heads alike, judge them, measure their costs: a table'),
+    'obstacles': (obstacles, 'false and missed obstacles on a costmap grid, filters off and on'),
     'synthetic': (synthetic, 'render rooms with exact depth, as a training set or a clip'),
     'import-weights': (import_weights, 'checkpoints of other code, as weights files'),
     'prompt-weights': (prompt_weights, 'DepthCLIP and DepthBLIP-2: phrases and tower, as a file'),

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from vlm_depth_ros.core.config import require
 from vlm_depth_ros.tools.recipe import StageConfig, TrainConfig
 
 WARM_SHARE = 20
@@ -23,6 +24,11 @@ def rate(step: int, steps: int) -> float:
 def build_optimiser(module: nn.Module, stage: StageConfig) -> torch.optim.AdamW:
     """Weight decay on matrices and kernels only, not on norms and biases, unless asked for."""
     wanted = [p for p in module.parameters() if p.requires_grad]
+    require(
+        bool(wanted),
+        f'stage {stage.name!r} has nothing to train: the head has no parameters in this mode and '
+        'the tower is frozen. Heads that are only filled come from vlm-depth prompt-weights.',
+    )
     decayed = [p for p in wanted if stage.decay_all or p.ndim > 1]
     others = [p for p in wanted if not (stage.decay_all or p.ndim > 1)]
     groups = [

@@ -27,8 +27,8 @@ OUTPUT_WIDTH = 32
 class DptHead(DepthHead):
     """Depth in metres at 16 times a plain tower's grid (an odd grid counts as one cell more).
 
-    On a hierarchical tower at 32 times its last grid. The range of the depths is an option of the
-    head; it must agree with ``depth_range_m`` of the model.
+    On a hierarchical tower at 32 times its last grid. The range of the depths is
+    ``depth_range_m`` of the model.
     """
 
     name = 'dpt'
@@ -47,7 +47,7 @@ class DptHead(DepthHead):
         bins: str = 'uniform'
         """Depths spaced evenly (``uniform``) or evenly in the logarithm (``log``)."""
         depth_range_m: tuple[float, float] = (0.001, 10.0)
-        """Nearest and farthest depth, as in the model's own depth_range_m."""
+        """Nearest and farthest depth; left out, those of the model, from which they may not differ."""
 
         def __post_init__(self):
             """Check names and sizes."""

@@ -33,8 +33,7 @@ FOUR_STRIDES = (4, 8, 16, 32)
 class LinearBinsHead(DepthHead):
     """Depth in metres at four times the deepest grid, or at the finest map's where that is finer.
 
-    The range of the bins is an option of the head, since no depth outside it can be answered. It
-    must agree with ``depth_range_m`` of the model, which says what the training data had.
+    The range of the bins is ``depth_range_m`` of the model: no depth outside it can be answered.
     """
 
     name = 'linear_bins'
@@ -49,7 +48,7 @@ class LinearBinsHead(DepthHead):
         bins: str = 'uniform'
         """Depths spaced evenly (``uniform``, the study's) or evenly in the logarithm (``log``)."""
         depth_range_m: tuple[float, float] = (0.001, 10.0)
-        """Nearest and farthest depth, as in the model's own depth_range_m."""
+        """Nearest and farthest depth; left out, those of the model, from which they may not differ."""
 
         def __post_init__(self):
             """Check names and sizes."""
