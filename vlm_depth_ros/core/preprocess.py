@@ -2,9 +2,9 @@
 
 ``squash-bicubic-v1``: the whole image is squashed to the network size without keeping its aspect,
 antialiased bicubic, rounded to 8 bits as PIL does it, scaled to 0..1 and normalised with the
-tower's mean and std; ``squash-bicubic-imagenet-v1`` is the same with ImageNet's, which the official
-DepthCLIP uses on CLIP's tower. The undo is one bilinear resize to the camera's grid (half-pixel centres on
-both ways), so a pixel's depth stays on its ray.
+tower's mean and std. The undo is one bilinear resize to the camera's grid (half-pixel centres on
+both ways), so a pixel's depth stays on its ray. ``squash-bicubic-imagenet-v1`` is the same with
+the mean and std of ImageNet, which the official DepthCLIP uses on CLIP's tower.
 """
 
 import numpy as np

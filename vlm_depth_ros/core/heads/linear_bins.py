@@ -48,7 +48,7 @@ class LinearBinsHead(DepthHead):
         bins: str = 'uniform'
         """Depths spaced evenly (``uniform``, the study's) or evenly in the logarithm (``log``)."""
         depth_range_m: tuple[float, float] = (0.001, 10.0)
-        """Nearest and farthest depth; left out, those of the model, from which they may not differ."""
+        """Nearest and farthest depth: those of the model, as which they are where left out."""
 
         def __post_init__(self):
             """Check names and sizes."""
