@@ -4,6 +4,7 @@
 #   make demo SOURCE=PATH     the same on a folder, a video or a bag of yours
 #   make test                 everything
 #   make soak                 ten minutes at full rate: the node's memory must not grow
+#   make fuzz                 100,000 malformed messages, 1,000 random parameter sets: six minutes
 #   make lint | clean | distclean
 #
 # PYTHON=python3.12   the interpreter to build on (3.10 or newer)
@@ -36,7 +37,7 @@ GRAPH = ROS_DOMAIN_ID=$$(( $$$$ % 90 + 10 ))
 SOURCES = $(shell find vlm_depth_ros launch config resource -name __pycache__ -prune -o -print) \
 	package.xml setup.cfg
 
-.PHONY: help demo soak test lint venv clean distclean
+.PHONY: help demo soak fuzz test lint venv clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -54,6 +55,10 @@ endif
 soak: $(VENV)/.installed
 	@test -d '$(OUT)/clip' || $(BIN)/vlm-depth synthetic '$(OUT)/clip' --clip --count 40 --size 480x640 --seed 4
 	$(GRAPH) $(BIN)/python -m vlm_depth_ros.ros.soak --out '$(OUT)' --source '$(or $(SOURCE),$(OUT)/clip)' --minutes $(or $(MINUTES),10)
+
+fuzz: $(VENV)/.installed
+	$(GRAPH) VLM_DEPTH_FUZZ=1 VLM_DEPTH_INSTALLED=1 OMP_NUM_THREADS=1 $(BIN)/pytest -rP \
+		test/test_fuzz_messages.py test/test_ros_fuzz.py $(ARGS)
 
 # Desk tests share the cores; those on a ROS graph keep time, so they run alone. 5: none was selected.
 test: $(VENV)/.installed

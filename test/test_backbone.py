@@ -15,8 +15,8 @@ from towers import build, HIERARCHICAL, picture, PLAIN, shared, TAG, TOWERS
 from vlm_depth_ros.core import towers as towers_module
 from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
+from vlm_depth_ros.core.fingerprint import state_sha256
 from vlm_depth_ros.core.tower_module import resize_position_grid
-from vlm_depth_ros.core.tower_naming import state_sha256
 from vlm_depth_ros.core.towers import check_activation
 
 

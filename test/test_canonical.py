@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from vlm_depth_ros.core.camera_model import CameraModel
 from vlm_depth_ros.core.canonical import LARGEST, Seen, seen_by
 from vlm_depth_ros.core.config import ModelConfig, TrainingCamera
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.estimator import DepthEstimator, Frame
 from vlm_depth_ros.core.features import BackboneSpec
-from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel
+from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.model import DepthModel
 from vlm_depth_ros.core.options import OutputOptions

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 import towers  # noqa: F401  registers tiny-vit
+from vlm_depth_ros.core.camera_model import CameraModel, RegionOfInterest
 from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig, TrainingCamera
 from vlm_depth_ros.core.devices import choose_device
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
 from vlm_depth_ros.core.estimator import DepthEstimator, Frame
 from vlm_depth_ros.core.features import BackboneSpec
-from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel, RegionOfInterest
+from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.model import DepthModel, save_model
 from vlm_depth_ros.core.options import OutputOptions

@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from vlm_depth_ros.core.camera_model import CameraModel, RegionOfInterest
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.geometry import (
-    CameraIntrinsics,
-    CameraModel,
-    depth_to_points,
-    RegionOfInterest,
-)
+from vlm_depth_ros.core.geometry import CameraIntrinsics, depth_to_points
 
 VGA = CameraIntrinsics(525.0, 530.0, 311.5, 247.25, 640, 480)
 K = (525.0, 0.0, 311.5, 0.0, 530.0, 247.25, 0.0, 0.0, 1.0)

@@ -18,9 +18,9 @@ from vlm_depth_ros.core.config import RuntimeConfig, TrainingCamera
 from vlm_depth_ros.core.errors import ConfigError, WeightsError
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.features import BackboneSpec, Features
+from vlm_depth_ros.core.fingerprint import state_sha256
 from vlm_depth_ros.core.heads.registry import build_head
 from vlm_depth_ros.core.model import load_model, METADATA_KEY, read_card
-from vlm_depth_ros.core.tower_naming import state_sha256
 from vlm_depth_ros.tools import import_space_clip
 from vlm_depth_ros.tools.cli import main
 from vlm_depth_ros.tools.import_weights import read_checkpoint, training_camera

@@ -18,9 +18,10 @@ SEES = {
 # Inside core a module imports only what stands above it; those in one line do not meet.
 CORE_ORDER = (
     ('errors',),
-    ('config', 'colormap', 'features', 'checks', 'tower_naming', 'tower_change', 'rvl', 'texts'),
-    ('lens', 'scale', 'mounting', 'compressed_depth', 'cloud_options'),
+    ('config', 'colormap', 'features', 'checks', 'fingerprint', 'tower_change', 'rvl', 'texts'),
+    ('lens', 'scale', 'mounting', 'compressed_depth', 'cloud_options', 'tower_naming'),
     ('geometry',),
+    ('frustum', 'camera_model'),
     ('preprocess', 'clouds', 'towers', 'devices', 'canonical', 'scale_ground', 'scale_ranges'),
     ('packing', 'scan', 'tower_module', 'options'),
     ('filters', 'temporal'),
@@ -69,7 +70,7 @@ TORCH_FREE = tuple(
     for n in (
         'errors', 'config', 'checks', 'lens', 'geometry', 'canonical', 'mounting', 'scale',
         'scale_ground', 'scale_ranges', 'options', 'cloud_options', 'compressed_depth', 'rvl',
-        'texts',
+        'texts', 'frustum', 'camera_model',
     )
 )  # fmt: skip
 QUIET = ('core/', 'files/')
@@ -162,7 +163,7 @@ PLANTED = {
     'ros sees tools': ('ros/demo.py', 'from vlm_depth_ros.tools import metrics'),
     'tools see ros': ('tools/report.py', 'from vlm_depth_ros.ros.messages import image_to_rgb'),
     'tools see rclpy': ('tools/report.py', 'import rclpy.node'),
-    'upwards in core': ('core/config.py', 'from vlm_depth_ros.core.geometry import CameraModel'),
+    'upwards in core': ('core/config.py', 'from vlm_depth_ros.core.geometry import depth_to_points'),
     'upwards, other spelling': ('core/config.py', 'from vlm_depth_ros.core import geometry'),
     'sideways in core': ('core/packing.py', 'from vlm_depth_ros.core.scan import scan_of'),
     'a head sees the model': ('core/heads/space_clip.py', 'import vlm_depth_ros.core.model'),

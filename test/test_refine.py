@@ -7,8 +7,9 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='core runs on torch')
 from known_head import known_weights  # noqa: E402
+from vlm_depth_ros.core.camera_model import CameraModel  # noqa: E402
 from vlm_depth_ros.core.estimator import DepthEstimator, Frame  # noqa: E402
-from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel  # noqa: E402
+from vlm_depth_ros.core.geometry import CameraIntrinsics  # noqa: E402
 from vlm_depth_ros.core.mounting import base_from_optical  # noqa: E402
 from vlm_depth_ros.core.options import (  # noqa: E402
     FilterOptions,

@@ -1,4 +1,4 @@
-"""What a navigation stack reads beside depth and points: free space, scan, compressed depth, rgb."""
+"""What a navigation stack reads beside depth: free space, scan, compressed depth, rgb."""
 
 import math
 

@@ -11,9 +11,9 @@ import torch
 from vlm_depth_ros.core.config import from_mapping
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
 from vlm_depth_ros.core.estimator import DepthEstimator
+from vlm_depth_ros.core.fingerprint import state_sha256
 from vlm_depth_ros.core.heads.registry import build_head
 from vlm_depth_ros.core.model import load_model
-from vlm_depth_ros.core.tower_naming import state_sha256
 from vlm_depth_ros.tools import stage
 from vlm_depth_ros.tools import train as training
 from vlm_depth_ros.tools.augment import AugmentConfig

@@ -14,8 +14,8 @@ from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.errors import DependencyError
 from vlm_depth_ros.core.features import BackboneSpec, Features
+from vlm_depth_ros.core.fingerprint import state_sha256
 from vlm_depth_ros.core.tower_module import resize_position_grid
-from vlm_depth_ros.core.tower_naming import state_sha256
 from vlm_depth_ros.core.tower_state import TowerState
 from vlm_depth_ros.core.towers import published_file, tensors_of, tower_tags
 

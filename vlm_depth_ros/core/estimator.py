@@ -18,6 +18,7 @@ from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig
 from vlm_depth_ros.core.devices import choose_device, device_of_tower, DTYPES
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.features import Features
+from vlm_depth_ros.core.fingerprint import file_sha256
 from vlm_depth_ros.core.frames import (
     check_frame,
     EMBEDDING,
@@ -26,7 +27,7 @@ from vlm_depth_ros.core.frames import (
     rectified,
 )
 from vlm_depth_ros.core.geometry import CameraIntrinsics
-from vlm_depth_ros.core.model import file_sha256, find_weights, load_model
+from vlm_depth_ros.core.model import find_weights, load_model
 from vlm_depth_ros.core.options import OutputOptions
 from vlm_depth_ros.core.outputs import pack_outputs
 from vlm_depth_ros.core.packing import pack_embedding

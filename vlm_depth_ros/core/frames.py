@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 import torch
+from vlm_depth_ros.core.camera_model import CameraModel
 from vlm_depth_ros.core.compressed_depth import PackedCompressedImage
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel
+from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.options import OutputOptions
 from vlm_depth_ros.core.packing import PackedCameraInfo, PackedCloud, PackedImage
 from vlm_depth_ros.core.predictions import check_rgb

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.texts import quoted
 
 _COEFFICIENT_COUNTS = {
     'plumb_bob': (4, 5),
@@ -23,7 +24,7 @@ def opencv_coefficients(model: str, d: tuple[float, ...]) -> tuple[str, tuple[fl
         model = 'plumb_bob' if len(d) <= 5 else 'rational_polynomial'
     if model not in _COEFFICIENT_COUNTS:
         raise InputError(
-            f'camera_info has distortion_model {model!r}: expected one of '
+            f'camera_info has distortion_model {quoted(model)}: expected one of '
             f'{", ".join(_COEFFICIENT_COUNTS)}. Rectify the image upstream and publish its '
             'camera_info with zeros in D.'
         )
@@ -56,8 +57,8 @@ def turning_angle_rad(model: str, d: tuple[float, ...], needed_rad: float) -> fl
     else:
         k = (*d, *(0.0,) * 8)
         numerator, denominator = (k[0], k[1], k[4]), k[5:8]
-    with np.errstate(divide='ignore', invalid='ignore'):
+    with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
         distorted = r * np.polyval((*numerator[::-1], 1.0), r * r)
         distorted /= np.polyval((*denominator[::-1], 1.0), r * r)
-    turns_back = np.flatnonzero(~(np.diff(distorted) > 0))
+        turns_back = np.flatnonzero(~(np.diff(distorted) > 0))
     return float(angle[turns_back[0]]) if turns_back.size else limit

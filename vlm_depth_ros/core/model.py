@@ -6,7 +6,6 @@ JSON record in the metadata (`Card`). Nothing is ever unpickled.
 
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-import hashlib
 from importlib import resources
 import json
 import logging
@@ -83,10 +82,8 @@ class DepthModel(nn.Module):
                 'sees images with its own. Let the model build its tower.',
             )
             # Its embedding would be that of another picture than the tower was taught with.
-            self.backbone.spec = replace(
-                self.backbone.spec, mean=normalisation[0], std=normalisation[1],
-                embedding_width=None,
-            )  # fmt: skip
+            changes = dict(zip(('mean', 'std'), normalisation), embedding_width=None)
+            self.backbone.spec = replace(self.backbone.spec, **changes)
         self.card: Card | None = None
 
     def forward(self, image: torch.Tensor, want_embedding: bool = False) -> HeadOutput:
@@ -206,15 +203,6 @@ def find_weights(name_or_path: str | Path) -> Path:
             f'({", ".join(shipped) or "none shipped"}). Give a .safetensors file.'
         )
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, to tell which weights run."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_card(path: Path) -> Card:

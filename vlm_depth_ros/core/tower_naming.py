@@ -5,10 +5,10 @@ apart by one library and stacked by the other. Checked against ``transformers``'
 """
 
 from collections.abc import Iterable, Mapping
-import hashlib
 import re
 
 import torch
+from vlm_depth_ros.core.fingerprint import state_sha256
 
 PROJECTION = 'proj'
 """A native transformer's final projection to the joint space; Hugging Face's vision models end
@@ -138,13 +138,3 @@ def hugging_face_clip_sha256(state: Mapping[str, torch.Tensor]) -> set[str]:
         state_sha256({prefix + k: v for k, v in theirs.items()})
         for prefix in ('', 'vision_model.')
     }
-
-
-def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over a state: for each sorted key its name and its tensor's raw bytes."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(key.encode())
-        value = state[key].detach().cpu().contiguous()
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from vlm_depth_ros.core.errors import WeightsError
 from vlm_depth_ros.core.features import BackboneSpec
+from vlm_depth_ros.core.fingerprint import state_sha256
 from vlm_depth_ros.core.tower_module import fitted_positions
-from vlm_depth_ros.core.tower_naming import PROJECTION, state_sha256
+from vlm_depth_ros.core.tower_naming import PROJECTION
 from vlm_depth_ros.core.towers import published_state, tower_state
 
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 import numpy as np
+from vlm_depth_ros.core.camera_model import CameraModel
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.geometry import CameraModel
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED_IMAGE = 'sensor_msgs/msg/CompressedImage'

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vlm_depth_ros.core.camera_model import CameraModel
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.geometry import CameraIntrinsics, CameraModel
+from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.files import bags
 from vlm_depth_ros.files.bag_arrays import (
     camera_model,

@@ -7,6 +7,10 @@ file that was cut off must not become a half-grey picture: libjpeg fills what is
 from dataclasses import dataclass
 import struct
 
+MAX_SCANS = 100
+"""Of a progressive JPEG; encoders write about ten. Each is a pass over the whole picture, however
+few bytes it has: a megabyte of empty ones costs minutes."""
+
 
 @dataclass(frozen=True)
 class ImageHeader:
@@ -21,19 +25,21 @@ class ImageHeader:
 
 
 class HeaderError(ValueError):
-    """The data starts like a known kind, and its header makes no sense or is cut off."""
+    """The data starts like a known kind, and must not be decoded."""
 
 
 def read_header(data: bytes) -> ImageHeader | None:
     """Read size and completeness; None when the data is of no known kind.
 
     Raises:
-        HeaderError: If the header is damaged or cut off.
+        HeaderError: If the header is damaged or cut off, or the data made to keep a decoder busy.
     """
     for magic, kind, reader in _KINDS:
         if data.startswith(magic) and (kind != 'WebP' or data[8:12] == b'WEBP'):
             try:
                 height, width, is_complete = reader(data)
+            except HeaderError:
+                raise
             except (struct.error, LookupError, ValueError) as err:
                 raise HeaderError(f'the {kind} header is damaged or cut off') from err
             return ImageHeader(kind, height, width, is_complete)
@@ -66,8 +72,11 @@ def _jpeg(data: bytes) -> tuple[int, int, bool]:
             break
     if size is None:
         raise ValueError
-    # In entropy-coded data FF is followed by 00 or a restart marker, so FF D9 after the first scan
-    # header is the end; one inside an EXIF thumbnail lies before it.
+    # In entropy-coded data FF is followed by 00 or a restart marker, so FF DA after the first scan
+    # header is another scan and FF D9 the end; those inside an EXIF thumbnail lie before it.
+    scans = 1 + data.count(b'\xff\xda', at)
+    if scans > MAX_SCANS:
+        raise HeaderError(f'the JPEG has {scans} scans, expected at most {MAX_SCANS}')
     return (*size, data.find(b'\xff\xd9', at) >= 0)
 
 
@@ -141,7 +150,8 @@ def _tiff(data: bytes) -> tuple[int, int, bool]:
         place = start + 4 + struct.calcsize(order + word)
         if struct.calcsize(values) > struct.calcsize(order + word):
             (place,) = struct.unpack_from(order + word, data, place)
-        tags[tag] = struct.unpack_from(values, data, place)
+        # Of a tag that stands there twice libtiff takes the first.
+        tags.setdefault(tag, struct.unpack_from(values, data, place))
     (width,), (height,) = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
     ends = [
         offset + size

@@ -18,7 +18,9 @@ MAX_FILE_BYTES = MAX_MEGAPIXELS * 1_000_000 * 8
 """No 64-megapixel image needs more: four channels of 16 bits, uncompressed."""
 
 
-def decode_rgb(data: bytes, name: str, *, upright: bool = False) -> np.ndarray:
+def decode_rgb(
+    data: bytes, name: str, *, upright: bool = False, max_megapixels: int = MAX_MEGAPIXELS
+) -> np.ndarray:
     """Decode a JPEG, PNG, WebP, BMP or TIFF from memory.
 
     Args:
@@ -26,6 +28,7 @@ def decode_rgb(data: bytes, name: str, *, upright: bool = False) -> np.ndarray:
         name: What it is, for messages.
         upright: Turn the picture as its EXIF orientation says. Off by default: intrinsics belong
             to the pixels as stored.
+        max_megapixels: Larger ones are refused before anything is decoded.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -34,7 +37,8 @@ def decode_rgb(data: bytes, name: str, *, upright: bool = False) -> np.ndarray:
         InputError: If the data is empty, cut off, damaged, too large or no such image.
     """
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    return cv2.cvtColor(_decode(bytes(data), name, flags), cv2.COLOR_BGR2RGB)
+    bgr = _decode(bytes(data), name, flags, max_megapixels)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 def load_rgb(path: str | Path, *, upright: bool = False) -> np.ndarray:
@@ -52,7 +56,7 @@ def load_as_stored(path: str | Path) -> np.ndarray:
     Raises:
         InputError: As `load_rgb`.
     """
-    return _decode(_read(Path(path)), str(path), cv2.IMREAD_UNCHANGED)
+    return _decode(_read(Path(path)), str(path), cv2.IMREAD_UNCHANGED, MAX_MEGAPIXELS)
 
 
 def save_png(path: str | Path, image: np.ndarray) -> None:
@@ -133,7 +137,7 @@ def _read(path: Path) -> bytes:
         raise InputError(f'{path}: cannot be read ({err.strerror}).') from err
 
 
-def _decode(data: bytes, name: str, flags: int) -> np.ndarray:
+def _decode(data: bytes, name: str, flags: int, max_megapixels: int) -> np.ndarray:
     if not data:
         raise InputError(f'{name}: is empty (0 bytes); expected an image. Copy it again.')
     try:
@@ -148,9 +152,9 @@ def _decode(data: bytes, name: str, flags: int) -> np.ndarray:
     pixels = header.width_px * header.height_px
     if pixels < 1:
         raise InputError(f'{name}: the {header.kind} header says {size}; the file is damaged.')
-    if pixels > MAX_MEGAPIXELS * 1_000_000:
+    if pixels > max_megapixels * 1_000_000:
         raise InputError(
-            f'{name}: the {header.kind} header says {size}; at most {MAX_MEGAPIXELS} megapixels '
+            f'{name}: the {header.kind} header says {size}; at most {max_megapixels} megapixels '
             'are read. Scale the image down first.'
         )
     if not header.is_complete:

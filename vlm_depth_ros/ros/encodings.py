@@ -5,11 +5,13 @@ Nothing here needs ROS. `messages` asks cv_bridge for encodings outside our tabl
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+import re
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.texts import quoted
 
 MAX_SIDE_PX = 16384
 """A longer side is taken for a damaged message; the largest sensors have about 14,000."""
@@ -80,7 +82,9 @@ class StoredImage(NamedTuple):
 
     def __str__(self) -> str:
         """How messages call it."""
-        return f'image of {self.width} x {self.height} {self.encoding}'
+        is_plain = re.fullmatch(r'\w{1,30}', self.encoding, re.ASCII)
+        encoding = self.encoding if is_plain else quoted(self.encoding)
+        return f'image of {self.width} x {self.height} {encoding}'
 
 
 def decode(image: StoredImage) -> np.ndarray:

@@ -8,8 +8,9 @@ import numpy as np
 from rclpy.qos import HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from vlm_depth_ros.core.camera_model import CameraModel
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.geometry import CameraModel
+from vlm_depth_ros.core.texts import quoted
 from vlm_depth_ros.files.bag_arrays import camera_model
 from vlm_depth_ros.ros.messages import compressed_to_rgb, image_to_rgb
 
@@ -112,9 +113,9 @@ class CameraInput:
             raise InputError(f'no camera_info has come on {self.info_topic}.')
         if info.header.frame_id != frame_id and info.header.frame_id and frame_id:
             raise InputError(
-                f'camera_info on {self.info_topic} is for frame {info.header.frame_id!r} and the '
-                f'image for {frame_id!r}: expected one frame. Remap camera_info to the sibling of '
-                'the image.'
+                f'camera_info on {self.info_topic} is for frame {quoted(info.header.frame_id)} '
+                f'and the image for {quoted(frame_id)}: expected one frame. Remap camera_info to '
+                'the sibling of the image.'
             )
         model = self._model_of(info)
         if model.expected_image_hw != tuple(image_hw):

@@ -11,6 +11,7 @@ from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.mounting import base_from_sensor
 from vlm_depth_ros.core.options import OutputOptions
 from vlm_depth_ros.core.scale import SOURCES
+from vlm_depth_ros.core.texts import quoted
 
 LIVE = 'Takes effect with the next frame.'
 BESIDE = 'Takes effect once the new model is loaded and warmed up, beside the running one.'
@@ -324,7 +325,10 @@ class NodeParams:
 def _check_one(name: str, value: Any, metadata: Any) -> None:
     if metadata['choices']:
         expected = ', '.join(metadata['choices'])
-        require(value in metadata['choices'], f'{name} = {value!r}: expected one of {expected}.')
+        require(
+            value in metadata['choices'],
+            f'{name} = {quoted(str(value))}: expected one of {expected}.',
+        )
     if metadata['bounds']:
         low, high = metadata['bounds']
         require(low <= value <= high, f'{name} = {value}: expected {low} to {high}.')

@@ -1,5 +1,6 @@
 """Parameters of the node on the graph: declaring, reading and changing `NodeParams`."""
 
+import array
 from dataclasses import fields
 from typing import Any, TYPE_CHECKING
 
@@ -96,7 +97,8 @@ def _is_consistent(values: dict[str, Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    # rclpy keeps numbers as an array.array, and names as a list.
+    return tuple(value) if isinstance(value, list | array.array) else value
 
 
 def _descriptor(metadata: Any) -> ParameterDescriptor:

@@ -5,8 +5,9 @@ import math
 import time
 from typing import Any, TYPE_CHECKING
 
+from vlm_depth_ros.core.camera_model import CameraModel
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.geometry import CameraModel
+from vlm_depth_ros.core.frustum import stvl_frustum
 from vlm_depth_ros.core.texts import quoted
 from vlm_depth_ros.ros.inputs import CameraInput
 from vlm_depth_ros.ros.node_params import NodeParams
@@ -68,6 +69,7 @@ class DepthPipeline:
         self._params = params
         self._logger = logger
         self._warned_s: dict[tuple[int, str], float] = {}
+        self._known_cameras: list[CameraModel | None] = [None] * len(inputs)
         self._known_frames: list[set[str]] = [set() for _ in inputs]
 
     def __call__(self, taken: dict[int, Arrival], is_stopping: Callable[[], bool]) -> None:
@@ -184,7 +186,22 @@ class DepthPipeline:
             self._warn(index, 'camera', f'Points and depth/camera_info wait: {err}')
             return None
         statistics.camera_trouble = ''
+        self._tell_frustum(index, camera)
         return camera
+
+    def _tell_frustum(self, index: int, camera: CameraModel) -> None:
+        """Say once for each camera what a voxel layer that clears by a frustum has to know."""
+        if self._known_cameras[index] is camera:
+            return
+        self._known_cameras[index] = camera
+        seen = stvl_frustum(camera.intrinsics(rectified=True))
+        self._say(
+            index,
+            f'For STVL: vertical_fov_angle {seen.vertical_fov_angle:.3f}, horizontal_fov_angle '
+            f'{seen.horizontal_fov_angle:.3f}, max_z at least {seen.reach:.2f} times '
+            'obstacle_range.',
+            self._logger.info,
+        )
 
     def _estimate(
         self, frames: dict[int, 'Frame'], params: NodeParams
@@ -239,9 +256,9 @@ class DepthPipeline:
             self._warned_s[index, kind] = now_s
             self._say(index, text)
 
-    def _say(self, index: int, text: str) -> None:
+    def _say(self, index: int, text: str, log: Callable[[str], Any] | None = None) -> None:
         name = self._params().cameras[index]
-        self._logger.warning(f'{name}: {text}' if name else text)
+        (log or self._logger.warning)(f'{name}: {text}' if name else text)
 
 
 def _stamp_ns(message: Any) -> int:

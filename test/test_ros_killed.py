@@ -1,0 +1,138 @@
+"""What a node survives: a kill, a network that answers nonsense, a device without memory."""
+
+from pathlib import Path
+import re
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
+pytest.importorskip('torch', reason='the node needs a network')
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
+import rclpy  # noqa: E402
+from rclpy.qos import QoSProfile  # noqa: E402
+from ros_graph import (  # noqa: E402
+    Graph,
+    image_message,
+    info_message,
+    Spinner,
+    stamp_ns,
+    wait_for,
+)
+from sensor_msgs.msg import Image  # noqa: E402
+from test_ros_process import Process, STAND_IN, START_S  # noqa: E402
+import torch  # noqa: E402
+from vlm_depth_ros.files.images import save_png  # noqa: E402
+
+PLAYER = [sys.executable, '-m', 'vlm_depth_ros.ros.camera_player', '--ros-args']
+ANSWERS_WITHIN_S = 10.0
+"""Of a node that has subscribed: processes announce themselves to each other every 3 s."""
+OUT_OF_MEMORY = 'CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity'
+
+
+def test_a_killed_node_that_starts_again_answers_a_camera_that_never_stopped(tmp_path):
+    for i in range(4):
+        picture = np.random.default_rng(i).integers(0, 256, (48, 64, 3), np.uint8)
+        save_png(tmp_path / 'clip' / f'{i}.png', picture)
+    reader = Spinner(lambda context: rclpy.create_node('reader', context=context))
+    stamps_ns, left = [], set()
+    reader.node.create_subscription(
+        Image, 'depth/image_rect', lambda m: stamps_ns.append(stamp_ns(m)), QoSProfile(depth=5)
+    )
+    source = ['-p', f'source:={tmp_path / "clip"}', '-p', 'loop:=true', '-p', 'rate_hz:=10.0']
+    with Process([*PLAYER, *source], tmp_path / 'player.log') as player:
+        try:
+            for life in range(2):
+                with Process([*STAND_IN, '0', '0'], tmp_path / f'node{life}.log') as node:
+                    wait_for(lambda: 'Subscribed' in node.output, 'the node to be active', START_S)
+                    wait_for(lambda: stamps_ns, f'depth in life {life}', ANSWERS_WITHIN_S)
+                    if life == 0:
+                        left |= segments_of(node)
+                        node._process.send_signal(signal.SIGKILL)
+                        assert node._process.wait(10) == -signal.SIGKILL
+                        time.sleep(0.5)  # What was on its way.
+                        stamps_ns.clear()
+                assert 'Traceback' not in node.output, node.output
+            assert player._process.poll() is None
+            # Fresh frames, not what somebody had kept.
+            assert abs(time.time_ns() - stamps_ns[-1]) < ANSWERS_WITHIN_S * 1e9
+        finally:
+            reader.close()
+    # Not sooner: while others still map them, nobody hears the next node.
+    for segment in left:
+        Path(segment).unlink(missing_ok=True)
+        Path(f'{segment}_el').unlink(missing_ok=True)
+
+
+def segments_of(node: Process) -> set[str]:
+    """Shared memory that a killed node leaves behind."""
+    maps = Path(f'/proc/{node._process.pid}/maps').read_text()
+    found = set(re.findall(r'/dev/shm/fast\w+', maps)) - node._segments_before
+    return {segment for segment in found if '_port' not in segment and '_el' not in segment}
+
+
+@pytest.mark.parametrize('nonsense', [float('nan'), float('inf'), -1.0])
+def test_a_network_that_answers_nonsense_gives_nan_no_point_and_a_warning(nonsense):
+    with Graph(depth_m=nonsense) as graph:
+        depth, clouds = graph.listen('depth/image_rect'), graph.listen('points')
+        reports = graph.listen('/diagnostics', DiagnosticArray)
+        graph.publish('camera_info', info_message())
+        graph.publish('image', image_message())
+        wait_for(lambda: depth and clouds, 'outputs')
+        assert np.isnan(np.frombuffer(depth[-1].data, '<f4')).all()
+        assert len(clouds[-1].data) == clouds[-1].width == 0 and clouds[-1].is_dense
+        wait_for(
+            lambda: graph.publish('image', image_message())
+            or any(r.status[0].level == DiagnosticStatus.WARN for r in reports)
+            and 'no depth' in reports[-1].status[0].message,
+            'a warning',
+        )
+        graph.model.depth_m = 2.0
+        depth.clear()
+        wait_for(lambda: graph.publish('image', image_message()) or depth, 'depth')
+        wait_for(
+            lambda: graph.publish('image', image_message())
+            or (np.frombuffer(depth[-1].data, '<f4') == 2).all(),
+            'true depth',
+        )
+        wait_for(
+            lambda: graph.publish('image', image_message())
+            or reports[-1].status[0].level == DiagnosticStatus.OK,
+            'the end of the warning',
+        )
+
+
+@pytest.mark.parametrize('cameras', [[''], ['front', 'rear']])
+def test_a_device_out_of_memory_drops_frames_and_the_next_good_one_is_answered(cameras, capfd):
+    with Graph(cameras=cameras) as graph:
+        prefixes = [f'{name}/' if name else '' for name in cameras]
+        depth = [graph.listen(f'{prefix}depth/image_rect') for prefix in prefixes]
+        answer, failing = graph.model.forward, True
+
+        def forward(image):
+            if failing:
+                raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+            return answer(image)
+
+        graph.model.forward = forward
+
+        def publish_all():
+            for prefix in prefixes:
+                graph.publish(f'{prefix}image', image_message())
+
+        def are_failing():
+            publish_all()
+            return all(s.failed >= 3 for s in graph.node.statistics)
+
+        wait_for(are_failing, 'frames to be dropped')
+        assert not any(depth) and graph.state == 'active'
+        failing = False
+        wait_for(lambda: publish_all() or all(depth), 'depth once there is memory')
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    dropped = [line for line in lines if 'Frame dropped' in line]
+    assert len(dropped) == len(cameras), dropped
+    assert all('OutOfMemoryError: CUDA out of memory' in line for line in dropped)
+    assert all('GPU 0 has a total capacity' in line for line in dropped), 'all in one line'
