@@ -154,6 +154,8 @@ class Graph:
         self._tester = Spinner(lambda context: rclpy.create_node('tester', context=context))
         self.node: DepthNode = self._node.node
         self.tester: Node = self._tester.node
+        self.forbidden: list[float] = []
+        """Values that no depth image may hold; leaving the graph fails if there is one."""
         self._publishers: dict = {}
         self._clients: dict = {}
         if active:
@@ -166,6 +168,7 @@ class Graph:
     def __exit__(self, *_: object) -> None:
         self._tester.close()
         self._node.close()
+        assert not self.forbidden, 'depth was published that is neither unknown nor in range'
 
     @property
     def state(self) -> str:
@@ -224,9 +227,12 @@ class Graph:
         """Subscribe; messages are appended to the returned list as they come."""
         kind = kind or OUTPUTS[topic.split('/', 1)[1] if topic not in OUTPUTS else topic]
         got: list = []
+        take = got.append
+        if topic.endswith('depth/image_rect') and kind is Image:
+            take = self._taking(got)
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         self.tester.create_subscription(
-            kind, topic, got.append, QoSProfile(depth=5, reliability=reliability)
+            kind, topic, take, QoSProfile(depth=5, reliability=reliability)
         )
         wait_for(lambda: self.tester.count_publishers(topic) > 0, f'a publisher of {topic}')
         publishers = [p for o in self.node._outputs for p in o._publishers.values()]
@@ -235,6 +241,18 @@ class Graph:
         if matched:
             wait_for(lambda: matched[0].get_subscription_count() > 0, f'a match on {topic}')
         return got
+
+    def _taking(self, got: list) -> Callable[[Image], None]:
+        """A callback that also looks at every value: NaN, an infinity, or inside the range."""
+
+        def take(message: Image) -> None:
+            depth_m = np.frombuffer(message.data, '<f4')
+            low_m, high_m = self.node._model.estimator.config.depth_range_m
+            number = depth_m[np.isfinite(depth_m)]
+            self.forbidden += number[(number < low_m) | (number > high_m)].tolist()
+            got.append(message)
+
+        return take
 
     def call(self, kind: type, service: str, request: object, timeout_s: float = 10.0) -> object:
         """Call a service of the depth node."""

@@ -163,7 +163,7 @@ PLANTED = {
     'ros sees tools': ('ros/demo.py', 'from vlm_depth_ros.tools import metrics'),
     'tools see ros': ('tools/report.py', 'from vlm_depth_ros.ros.messages import image_to_rgb'),
     'tools see rclpy': ('tools/report.py', 'import rclpy.node'),
-    'upwards in core': ('core/config.py', 'from vlm_depth_ros.core.geometry import depth_to_points'),
+    'upwards in core': ('core/config.py', 'from vlm_depth_ros.core.geometry import from_fov'),
     'upwards, other spelling': ('core/config.py', 'from vlm_depth_ros.core import geometry'),
     'sideways in core': ('core/packing.py', 'from vlm_depth_ros.core.scan import scan_of'),
     'a head sees the model': ('core/heads/space_clip.py', 'import vlm_depth_ros.core.model'),

@@ -112,3 +112,13 @@ def test_diagnostics_say_which_weights_run_where():
         values = {v.key: v.value for v in reports[0].status[0].values}
     assert float(values['device memory (MB)']) > 50  # This process holds PyTorch.
     assert 'weights SHA-256' in values and values['weights'] == 'pocket'
+
+
+def test_the_frustum_for_stvl_is_told_once_for_each_camera(capfd):
+    with Graph() as graph:
+        depths = graph.listen('depth/image_rect')
+        graph.publish('camera_info', info_message())
+        for count in range(1, 4):
+            graph.publish('image', image_message())
+            wait_for(lambda n=count: len(depths) >= n, 'an answer')
+    assert capfd.readouterr().err.count('For STVL: vertical_fov_angle 0.718') == 1

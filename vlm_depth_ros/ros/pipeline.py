@@ -136,12 +136,12 @@ class DepthPipeline:
             return
         known.add(frame_id)
         if 'optical' not in frame_id:
-            self._say(
-                index,
+            text = (
                 f'The images have frame_id {quoted(frame_id)}: expected the optical frame of the '
                 'camera (z ahead, REP-103), usually named ..._optical_frame. Points will lie '
-                'wrongly in the robot unless that frame is one.',
+                'wrongly in the robot unless that frame is one.'
             )
+            self._logger.warning(self._named(index, text))
 
     def _frame(
         self, index: int, message: Any, wants: frozenset[str], params: NodeParams
@@ -195,13 +195,12 @@ class DepthPipeline:
             return
         self._known_cameras[index] = camera
         seen = stvl_frustum(camera.intrinsics(rectified=True))
-        self._say(
-            index,
+        text = (
             f'For STVL: vertical_fov_angle {seen.vertical_fov_angle:.3f}, horizontal_fov_angle '
             f'{seen.horizontal_fov_angle:.3f}, max_z at least {seen.reach:.2f} times '
-            'obstacle_range.',
-            self._logger.info,
+            'obstacle_range.'
         )
+        self._logger.info(self._named(index, text))
 
     def _estimate(
         self, frames: dict[int, 'Frame'], params: NodeParams
@@ -254,11 +253,11 @@ class DepthPipeline:
         now_s = time.monotonic()
         if now_s - self._warned_s.get((index, kind), -WARNING_PERIOD_S) >= WARNING_PERIOD_S:
             self._warned_s[index, kind] = now_s
-            self._say(index, text)
+            self._logger.warning(self._named(index, text))
 
-    def _say(self, index: int, text: str, log: Callable[[str], Any] | None = None) -> None:
+    def _named(self, index: int, text: str) -> str:
         name = self._params().cameras[index]
-        (log or self._logger.warning)(f'{name}: {text}' if name else text)
+        return f'{name}: {text}' if name else text
 
 
 def _stamp_ns(message: Any) -> int:
