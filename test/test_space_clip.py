@@ -295,6 +295,7 @@ def test_a_tower_that_does_not_fit_is_refused_by_name(options, spec, message):
     ({'structural': 'deep'}, "structural = 'deep': expected one of .*'early', 'middle', 'late'"),
     ({'structural': (1, 2)}, 'expected three layer numbers or none'),
     ({'semantic': (12, 9, 6)}, 'expected four layer numbers'),
+    ({'upsample': 'nearest'}, "expected one of .*'transposed', 'bilinear'"),
     ({'output_activation': 'exp'}, "expected one of .*'softplus', 'relu'"),
     ({'widths': (256, 128, 64)}, 'widths = .*: expected four positive integers'),
     ({'widths': (256, 128, 64, 0)}, 'expected four positive integers'),
@@ -359,16 +360,15 @@ def test_depth_without_auxiliary_heads_is_the_same_depth():
     assert torch.equal(full(features).depth_m, lean(features).depth_m)
 
 
-def test_an_even_start_leaves_no_grid_of_two_pixels():
-    """Before training the four pixels of a cell are equal; by default they are not."""
-    for even in (True, False):
-        head = head_of(TINY, **SLIM, even_start=even)
-        up = head.main_decoder_blocks[0].upsample_low.upsample
-        four = up(torch.randn(1, up.in_channels, 3, 3)).unfold(2, 2, 2).unfold(3, 2, 2)
-        assert torch.allclose(four, four[..., :1, :1].expand_as(four), atol=1e-5) is even
-    assert head_of(device='meta', even_start=True).state_dict().keys() == head_of(
-        device='meta'
-    ).state_dict().keys()
+def test_bilinear_upsampling_starts_without_a_grid_of_two_pixels():
+    """A constant stays one; a transposed convolution has a kernel for each of its four places."""
+    for upsample in ('bilinear', 'transposed'):
+        up = head_of(TINY, **SLIM, upsample=upsample).main_decoder_blocks[0].upsample_low.upsample
+        channels = next(up.parameters()).shape[1 if upsample == 'bilinear' else 0]
+        four = up(torch.ones(1, channels, 3, 3))
+        assert four.shape[-2:] == (6, 6)
+        is_flat = torch.allclose(four, four[..., :1, :1].expand_as(four), atol=1e-5)
+        assert is_flat is (upsample == 'bilinear')
 
 
 def test_confidence_changes_no_depth_and_bends_nothing():

@@ -30,6 +30,7 @@ SEMANTIC_STRIDES = (32, 16, 8, 4)
 STRUCTURAL_STRIDES = (16, 8, 4)
 """Of the ``middle`` taps on a hierarchical tower, which has no twelfths of its depth."""
 MAPS_FROM_MIDDLE = {'early': -1, 'middle': 0, 'late': 1}
+UPSAMPLES = ('transposed', 'bilinear')
 ACTIVATIONS = {'softplus': F.softplus, 'relu': F.relu}
 
 
@@ -58,9 +59,9 @@ class SpaceClipHead(DepthHead):
         """Element-wise dropout inside residual blocks, in training."""
         aux_heads: bool = True
         """Depth heads on stages 0 to 2 that only the training loss reads."""
-        even_start: bool = False
-        """Start each transposed convolution with one kernel for all four places (Aitken et al.
-        2017): otherwise a grid of two pixels stays visible in the depth after a short training."""
+        upsample: str = 'transposed'
+        """How a stage doubles the size: a ``transposed`` convolution (the paper), or ``bilinear``
+        after a 1x1 convolution, which leaves no grid of two pixels (Odena et al. 2016)."""
         start_m: float | None = None
         """Depth around which an untrained softplus head answers; near that of the data, a short
         training need not first climb there. None: what random values give, about 0.7 m."""
@@ -100,6 +101,10 @@ class SpaceClipHead(DepthHead):
                     f'{name} = {value!r}: expected a positive integer.',
                 )
             require(
+                self.upsample in UPSAMPLES,
+                f'upsample = {self.upsample!r}: expected one of {UPSAMPLES}.',
+            )
+            require(
                 self.start_m is None
                 or (self.start_m > 0 and self.output_activation == 'softplus'),
                 f'start_m = {self.start_m}: expected a positive depth, with softplus.',
@@ -125,13 +130,13 @@ class SpaceClipHead(DepthHead):
         self.structural_path_projections = nn.ModuleList(
             nn.Conv2d(c_in[k], c[i], 1) for i, k in enumerate(self.structural)
         )
-        has_structural, even = bool(self.structural), config.even_start
+        has_structural = bool(self.structural)
         self.main_decoder_blocks = nn.ModuleList(
-            SemanticBlock(c[max(i - 1, 0)], c[i], has_structural and i < 3, config.dropout, even)
+            SemanticBlock(c[max(i - 1, 0)], c[i], has_structural and i < 3, config)
             for i in range(4)
         )
         self.structural_decoder_blocks = nn.ModuleList(
-            StructuralBlock(c_in[k] if i == 0 else c[i - 1], c[i], even)
+            StructuralBlock(c_in[k] if i == 0 else c[i - 1], c[i], config.upsample)
             for i, k in enumerate(self.structural)
         )
         self.depth_prediction_head = nn.Sequential(
@@ -194,14 +199,17 @@ class SpaceClipHead(DepthHead):
 
 
 class Up(nn.Module):
-    """Twice the size: transposed convolution, then 3x3 convolution, BatchNorm, ReLU."""
+    """Twice the size (`Config.upsample`), then 3x3 convolution, BatchNorm, ReLU."""
 
-    def __init__(self, c_in: int, c_out: int, even_start: bool = False):
+    def __init__(self, c_in: int, c_out: int, upsample: str):
         super().__init__()
-        self.upsample = nn.ConvTranspose2d(c_in, c_out, 2, stride=2)
-        if even_start:
-            with torch.no_grad():
-                self.upsample.weight.copy_(self.upsample.weight[:, :, :1, :1].expand(-1, -1, 2, 2))
+        if upsample == 'bilinear':
+            self.upsample = nn.Sequential(
+                nn.Conv2d(c_in, c_out, 1),
+                nn.Upsample(scale_factor=2, mode='bilinear', align_corners=False),
+            )
+        else:
+            self.upsample = nn.ConvTranspose2d(c_in, c_out, 2, stride=2)
         self.conv = nn.Sequential(*_conv_bn_relu(c_out, c_out))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -229,16 +237,14 @@ class Residual(nn.Module):
 class SemanticBlock(nn.Module):
     """Up, gate the semantic and structural skips by what came up, fuse."""
 
-    def __init__(
-        self, c_in: int, c: int, has_structural: bool, dropout: float, even_start: bool = False
-    ):
+    def __init__(self, c_in: int, c: int, has_structural: bool, config: SpaceClipHead.Config):
         super().__init__()
-        self.upsample_low = Up(c_in, c, even_start)
+        self.upsample_low = Up(c_in, c, config.upsample)
         self.skip_clip_gate = nn.Sequential(nn.Conv2d(c, c, 1), nn.Sigmoid())
         if has_structural:
             self.skip_struct_gate = nn.Sequential(nn.Conv2d(c, c, 1), nn.Sigmoid())
         self.fusion_conv = nn.Sequential(
-            *_conv_bn_relu(c * (3 if has_structural else 2), c), Residual(c, dropout)
+            *_conv_bn_relu(c * (3 if has_structural else 2), c), Residual(c, config.dropout)
         )
 
     def forward(
@@ -255,9 +261,9 @@ class SemanticBlock(nn.Module):
 class StructuralBlock(nn.Module):
     """Up, then fuse with a projected shallow map; no FiLM, no gate."""
 
-    def __init__(self, c_in: int, c: int, even_start: bool = False):
+    def __init__(self, c_in: int, c: int, upsample: str):
         super().__init__()
-        self.upsample_low = Up(c_in, c, even_start)
+        self.upsample_low = Up(c_in, c, upsample)
         self.fusion_conv = nn.Sequential(*_conv_bn_relu(2 * c, c))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
