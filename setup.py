@@ -60,7 +60,8 @@ setup(
             'ros-lifecycle-msgs==2.0.3',
         ],
         # transformers: the towers are compared with its own CLIP and SigLIP. h5py and SciPy write
-        # NYU Depth V2's files, to be read back; ONNX Runtime answers as a feature teacher;
+        # NYU Depth V2's files, to be read back; ONNX Runtime answers as a feature teacher, and
+        # beside OpenVINO as an engine;
         # training curves are read back.
         'test': [
             'pytest>=7',
@@ -69,9 +70,20 @@ setup(
             'h5py>=3.8',
             'scipy>=1.11',
             'onnxruntime>=1.17',
+            'onnx>=1.16',
+            'onnxscript>=0.1',
+            'openvino>=2024.4',
             'tensorboard>=2.14',
         ],
         'lint': ['ruff>=0.9,<1'],
+        # Other engines for the network, and vlm-depth export.
+        'engines': [
+            'torch>=2.5',
+            'onnx>=1.16',
+            'onnxscript>=0.1',
+            'onnxruntime>=1.17',
+            'openvino>=2024.4',
+        ],
         # The tower of the head depthblip2.
         'blip2': ['transformers>=4.45'],
         # The feature teacher of the tower's first training stage is an ONNX file.

@@ -5,14 +5,9 @@ import json
 import math
 
 import pytest
-from vlm_depth_ros.core.config import (
-    from_mapping,
-    ModelConfig,
-    OutputOptions,
-    RuntimeConfig,
-    TrainingCamera,
-)
+from vlm_depth_ros.core.config import from_mapping, ModelConfig, RuntimeConfig, TrainingCamera
 from vlm_depth_ros.core.errors import ConfigError
+from vlm_depth_ros.core.options import OutputOptions
 
 MODEL = ModelConfig(
     tower='ViT-B-16-quickgelu',

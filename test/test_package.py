@@ -30,7 +30,7 @@ COMMANDS = {
 MAX_LINES = 350
 # Import name -> name on PyPI, where they differ.
 PYPI_NAMES = {'cv2': 'opencv-python-headless', 'open_clip': 'open_clip_torch', 'yaml': 'PyYAML'}
-OPTIONAL = {'h5py', 'onnxruntime', 'scipy', 'transformers'}
+OPTIONAL = {'h5py', 'onnx', 'onnxruntime', 'onnxscript', 'openvino', 'scipy', 'transformers'}
 TEXT = {'', '.cfg', '.json', '.md', '.py', '.rst', '.rviz', '.toml', '.xml', '.yaml', '.yml'}
 CACHES = {'__pycache__', '.pytest_cache', '.ruff_cache'}
 

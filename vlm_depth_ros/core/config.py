@@ -143,6 +143,7 @@ class ModelConfig:
 
 PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
 COMPILES = ('auto', 'off', 'on')
+ENGINES = ('auto', 'eager', 'compiled', 'openvino', 'onnxruntime')
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,10 @@ class RuntimeConfig:
     precision: str = 'auto'
     """``auto`` is fp32 on the CPU and fp16 on CUDA."""
     compile: str = 'auto'
-    """``torch.compile``; ``auto`` is off until it is measured to pay."""
+    """``on`` is another word for the engine ``compiled``; ``auto`` and ``off`` are not."""
+    engine: str = 'auto'
+    """What runs the network (`core.engines`). ``auto`` is eager, which needs no conversion at
+    start; of an exported file it is the first of openvino and onnxruntime that is installed."""
     tower_weights: str = ''
     """File with the frozen tower, in open_clip's or Hugging Face's naming. Empty: what the weights
     file embeds, else the towers folder, else open_clip's download."""
@@ -165,6 +169,21 @@ class RuntimeConfig:
             re.fullmatch(r'auto|cpu|cuda(:\d+)?', str(self.device)) is not None,
             f'device = {self.device!r}: expected auto, cpu, cuda or cuda:N.',
         )
-        for name, choices in (('precision', PRECISIONS), ('compile', COMPILES)):
+        for name, choices in (
+            ('precision', PRECISIONS), ('compile', COMPILES), ('engine', ENGINES)
+        ):  # fmt: skip
             value = getattr(self, name)
             require(value in choices, f'{name} = {value!r}: expected one of {choices}.')
+        allowed = {'on': ('auto', 'compiled'), 'off': tuple(e for e in ENGINES if e != 'compiled')}
+        require(
+            self.engine in allowed.get(self.compile, ENGINES),
+            f'engine = {self.engine!r} with compile = {self.compile!r}: they contradict each '
+            'other. Leave compile at auto.',
+        )
+
+    @property
+    def engine_name(self) -> str:
+        """The engine that runs a weights file."""
+        if self.engine != 'auto':
+            return self.engine
+        return 'compiled' if self.compile == 'on' else 'eager'

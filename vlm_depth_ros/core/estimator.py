@@ -16,7 +16,9 @@ from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.canonical import Seen, seen_by
 from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig
 from vlm_depth_ros.core.devices import choose_device, device_of_tower, DTYPES
+from vlm_depth_ros.core.engines import engine_of
 from vlm_depth_ros.core.errors import ConfigError
+from vlm_depth_ros.core.exported import ExportedModel, SUFFIX
 from vlm_depth_ros.core.features import Features
 from vlm_depth_ros.core.fingerprint import file_sha256
 from vlm_depth_ros.core.frames import (
@@ -38,9 +40,10 @@ from vlm_depth_ros.core.predictions import (
     check_features,
     check_rgb,
     DepthPrediction,
+    predictions_of,
     sizes_of,
 )
-from vlm_depth_ros.core.preprocess import network_input, to_camera_grid, upload
+from vlm_depth_ros.core.preprocess import network_input, upload
 
 __all__ = ['DepthEstimator', 'DepthPrediction', 'Frame', 'FrameOutput']
 
@@ -79,11 +82,14 @@ class DepthEstimator:
         ours = model if owns_tower else model.head
         ours.to(self.device, memory_format=torch.channels_last)
         self._model = model.eval()
-        self._network = torch.compile(model) if runtime.compile == 'on' else model
         precision = runtime.precision
         if precision == 'auto':
             precision = 'fp16' if self.device.type == 'cuda' else 'fp32'
         self.name, self.precision = name or type(model).__name__, precision
+        if isinstance(model, ExportedModel):
+            self._network = model
+        else:
+            self._network = engine_of(model, runtime, precision, self.device)
         self.config: ModelConfig = model.config
         card = getattr(model, 'card', None)
         self.notice = card.notice if card else ''
@@ -107,6 +113,8 @@ class DepthEstimator:
     ) -> 'DepthEstimator':
         """Load a weights file: a shipped name such as ``pocket``, or a path.
 
+        A .onnx that ``vlm-depth export`` wrote works too, on the CPU and without an embedding.
+
         Args:
             name_or_path: Shipped name or file.
             runtime: How to run it.
@@ -118,9 +126,17 @@ class DepthEstimator:
             ConfigError: If the device is not there, or not that of the given tower.
         """
         runtime = runtime or RuntimeConfig()
-        model = load_model(name_or_path, tower, runtime.tower_weights)
+        path = find_weights(name_or_path)
+        if path.suffix == SUFFIX:
+            if tower is not None:
+                raise ConfigError(f'{path}: an exported network has its own tower inside. Share '
+                                  'one with a .safetensors file.')  # fmt: skip
+            model = ExportedModel(path, runtime)
+            runtime = replace(runtime, device='cpu')
+        else:
+            model = load_model(path, tower, runtime.tower_weights)
         made = cls(model, runtime, str(name_or_path), owns_tower=tower is None)
-        made.weights_sha256 = file_sha256(find_weights(name_or_path))
+        made.weights_sha256 = file_sha256(path)
         return made
 
     @property
@@ -167,7 +183,7 @@ class DepthEstimator:
         with torch.inference_mode():
             views = [self._seen(camera) for camera in cameras]
             found = self._run([upload(i, self.device) for i in images], views, want_embedding)
-            answers = self._predictions(found, views, sizes, cameras, start_s)
+            answers = predictions_of(found, views, sizes, cameras, start_s)
         return answers[0] if single else answers
 
     def from_features(
@@ -206,7 +222,7 @@ class DepthEstimator:
                 found = self._model.head(features)
             answers = answers_of(found, features.embedding)
             views = [self._seen(camera, fixed_size=True) for camera in cameras]
-            return self._predictions(answers, views, sizes, cameras, start_s)
+            return predictions_of(answers, views, sizes, cameras, start_s)
 
     def tower_input(self, rgb: Sequence[np.ndarray]) -> torch.Tensor:
         """What the tower sees of camera images, to compute `Features` of them elsewhere.
@@ -307,29 +323,6 @@ class DepthEstimator:
     def _autocast(self) -> torch.autocast:
         low = self.precision != 'fp32'
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=low)
-
-    def _predictions(
-        self,
-        answers: Sequence[Answer],
-        views: Sequence[Seen],
-        sizes: Sequence[tuple[int, int]],
-        cameras: Sequence[CameraIntrinsics | None],
-        start_s: float,
-    ) -> list[DepthPrediction]:
-        arrays = []
-        for found, view, hw in zip(answers, views, sizes):
-            depth = to_camera_grid(found.depth_m, hw)[0, 0] * view.depth_scale
-            confidence, embedding = found.confidence, found.embedding
-            if confidence is not None:
-                confidence = to_camera_grid(confidence, hw)[0, 0].cpu().numpy()
-            if embedding is not None:
-                embedding = embedding.detach().cpu().numpy()
-            arrays.append((depth.cpu().numpy(), confidence, embedding))
-        latency_ms = (time.perf_counter() - start_s) * 1e3
-        return [
-            DepthPrediction(depth_m, confidence, camera, latency_ms, embedding)
-            for (depth_m, confidence, embedding), camera in zip(arrays, cameras)
-        ]
 
     def _packed(self, frame: Frame, image, mask, view: Seen, found: Answer, options) -> dict:
         depth = found.depth_m * view.depth_scale if frame.wants_depth else None

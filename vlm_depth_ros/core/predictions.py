@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 from numbers import Integral, Real
+import time
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from vlm_depth_ros.core.canonical import Seen
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.packing import gate_depth
+from vlm_depth_ros.core.preprocess import to_camera_grid
 
 
 @dataclass(frozen=True)
@@ -152,3 +155,35 @@ def check_features(
 
 def _map_shape(spec: BackboneSpec, layer: int, count: int) -> tuple[int, ...]:
     return (count, spec.widths[layer], *(n // spec.strides[layer] for n in spec.input_hw))
+
+
+def predictions_of(
+    answers: Sequence[Answer],
+    views: Sequence[Seen],
+    sizes: Sequence[tuple[int, int]],
+    cameras: Sequence[CameraIntrinsics | None],
+    start_s: float,
+) -> list[DepthPrediction]:
+    """What a caller gets: arrays at the camera's size, in metres of the camera at hand.
+
+    Args:
+        answers: Of each image.
+        views: How the network saw each.
+        sizes: Of each image, height first.
+        cameras: Of each image.
+        start_s: When the call began, by `time.perf_counter`.
+    """
+    arrays = []
+    for found, view, hw in zip(answers, views, sizes):
+        depth = to_camera_grid(found.depth_m, hw)[0, 0] * view.depth_scale
+        confidence, embedding = found.confidence, found.embedding
+        if confidence is not None:
+            confidence = to_camera_grid(confidence, hw)[0, 0].cpu().numpy()
+        if embedding is not None:
+            embedding = embedding.detach().cpu().numpy()
+        arrays.append((depth.cpu().numpy(), confidence, embedding))
+    latency_ms = (time.perf_counter() - start_s) * 1e3
+    return [
+        DepthPrediction(depth_m, confidence, camera, latency_ms, embedding)
+        for (depth_m, confidence, embedding), camera in zip(arrays, cameras)
+    ]

@@ -42,9 +42,14 @@ def check_file(weights: str) -> None:
     Raises:
         WeightsError: If there is no such file, it is cut off, or not one of ours.
     """
-    from vlm_depth_ros.core.model import find_weights, read_card  # Needs torch.
+    from vlm_depth_ros.core.exported import read_metadata, read_record, SUFFIX  # Needs torch.
+    from vlm_depth_ros.core.model import find_weights, read_card
 
-    read_card(find_weights(weights))
+    path = find_weights(weights)
+    if path.suffix == SUFFIX:
+        read_record(read_metadata(path), path)
+    else:
+        read_card(path)
 
 
 def check_range(estimator: 'DepthEstimator', params: NodeParams) -> None:

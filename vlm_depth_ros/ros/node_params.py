@@ -6,7 +6,7 @@ from typing import Any
 
 from vlm_depth_ros.core.cloud_options import FRAMES
 from vlm_depth_ros.core.compressed_depth import FORMATS
-from vlm_depth_ros.core.config import COMPILES, PRECISIONS, require, RuntimeConfig
+from vlm_depth_ros.core.config import COMPILES, ENGINES, PRECISIONS, require, RuntimeConfig
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.mounting import base_from_sensor
 from vlm_depth_ros.core.options import OutputOptions
@@ -56,7 +56,9 @@ class NodeParams:
     """
 
     weights: str = _param(
-        'pocket', BESIDE, 'Model: the name of a shipped one, or the path of a .safetensors.'
+        'pocket',
+        BESIDE,
+        'Model: the name of a shipped one, or the path of a .safetensors or an exported .onnx.',
     )
     device: str = _param(
         _RUNTIME['device'], UNCONFIGURED, 'Where the network runs: auto, cpu, cuda or cuda:N.'
@@ -66,6 +68,9 @@ class NodeParams:
     )
     compile: str = _param(
         _RUNTIME['compile'], UNCONFIGURED, 'Run the network by torch.compile.', choices=COMPILES
+    )
+    engine: str = _param(
+        _RUNTIME['engine'], UNCONFIGURED, 'What runs the network.', choices=ENGINES
     )
     tower_weights: str = _param(
         _RUNTIME['tower_weights'],
@@ -251,9 +256,7 @@ class NodeParams:
         'Flying pixels: most that 1/z changes to the next pixel, as a share of itself; 0 is off.',
     )
     filter_min_grazing_deg: float = _option(
-        'filter',
-        'min_grazing_deg',
-        'Least angle between the ray and the surface; 0 is off.',
+        'filter', 'min_grazing_deg', 'Least angle between the ray and the surface; 0 is off.'
     )
     filter_edge_ratio: float = _option(
         'filter',

@@ -174,6 +174,18 @@ def predict(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def export(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth export``."""
+    parser.add_argument('weights', help='shipped name or file')
+    parser.add_argument('out', type=Path, help='file to write: .onnx or .pt2 (torch.export)')
+    _tower_weights(parser)
+    parser.add_argument(
+        '--images', type=Path, metavar='DIR',
+        help='compare with eager on the first images of this folder (default: rendered pictures)',
+    )  # fmt: skip
+    parser.add_argument('--json', type=Path, help='write the differences here')
+
+
 def import_weights(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth import-weights``."""
     parser.add_argument('method', choices=('space-clip',), help='whose code wrote it')
@@ -256,6 +268,7 @@ VERBS = {
     'compare': (compare, 'train several heads alike, judge them, measure their costs: a table'),
     'obstacles': (obstacles, 'false and missed obstacles on a costmap grid, filters off and on'),
     'synthetic': (synthetic, 'render rooms with exact depth, as a training set or a clip'),
+    'export': (export, 'weights as one ONNX or torch.export file, compared after writing'),
     'import-weights': (import_weights, 'checkpoints of other code, as weights files'),
     'prompt-weights': (prompt_weights, 'DepthCLIP and DepthBLIP-2: phrases and tower, as a file'),
     'models': (models, 'weights, heads and towers: sizes, licences, what to copy where'),
