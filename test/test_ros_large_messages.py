@@ -48,9 +48,9 @@ def test_stock_peers_get_and_deliver_every_large_message():
         }
         for reader in readers.values():
             assert reader.stdout.readline() == 'ready\n'
-        outputs = graph.node._outputs[0]._publishers
-        for name in ('points', 'depth'):
-            wait_for(lambda n=name: outputs[n].get_subscription_count() == 2, 'readers', 20)
+        for topic, publisher in graph.node._outputs[0]._publishers.items():
+            if topic.name in ('points', 'depth/image_rect'):
+                wait_for(lambda p=publisher: p.get_subscription_count() == 2, 'readers', 20)
         graph.publish('camera_info', info_message(HEIGHT, WIDTH))
         camera = start('camera', 'image', 'reliable', FRAMES, RATE_HZ, HEIGHT, WIDTH)
         sent = result(camera)

@@ -30,7 +30,7 @@ def outputs():
     """Topic -> message class, from the node."""
     pytest.importorskip('rclpy', reason='no ROS here')
     module = importlib.import_module('vlm_depth_ros.ros.outputs')
-    return {topic: kind for topic, kind, *_ in module.TOPICS.values()}
+    return {topic.name: topic.kind for topic in module.TOPICS}
 
 
 def test_image_depth_and_cloud_are_shown(manager, subscriptions):
