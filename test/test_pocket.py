@@ -43,6 +43,13 @@ def test_weights_say_their_terms_and_which_rows_they_never_saw():
     assert 'research' in card.licence and card.notice
 
 
+def test_free_weights_saw_rendered_rooms_alone():
+    card = read_card(find_weights('pocket-free'))
+    folders = [entry['folder'] for entry in (*card.training['sets'], card.training['select'])]
+    assert folders == ['../../synthetic'] * 2
+    assert 'Apache-2.0' in card.licence
+
+
 def test_one_scene_through_two_lenses_is_equally_far():
     """Only with the correction for the focal length (Yin et al. 2023)."""
     pocket = DepthEstimator.from_weights('pocket')

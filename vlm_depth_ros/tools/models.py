@@ -41,8 +41,8 @@ LICENCES = {
     'Apache-2.0': "by Google's model cards and its code (big_vision), models included",
     'Apple AMLR': 'Apple Machine Learning Research Model licence: non-commercial research only, '
     'also for what is derived from them',
-    'own': 'small and not a vision-language tower; its weights are only inside the file pocket, '
-    'under the terms of that file',
+    'own': 'small and not a vision-language tower; its weights are only inside pocket and '
+    'pocket-free, under the terms of those files',
 }
 """Terms of weights, as their publishers state them."""
 REFERENCE_TOWER = 'ViT-B-16-quickgelu'
