@@ -245,9 +245,13 @@ class Graph:
     def _taking(self, got: list) -> Callable[[Image], None]:
         """A callback that also looks at every value: NaN, an infinity, or inside the range."""
 
+        ranges = {self.node._model.estimator.config.depth_range_m}
+
         def take(message: Image) -> None:
             depth_m = np.frombuffer(message.data, '<f4')
-            low_m, high_m = self.node._model.estimator.config.depth_range_m
+            # After a swap a message of the model before may still be on its way.
+            ranges.add(self.node._model.estimator.config.depth_range_m)
+            low_m, high_m = min(low for low, _ in ranges), max(high for _, high in ranges)
             number = depth_m[np.isfinite(depth_m)]
             self.forbidden += number[(number < low_m) | (number > high_m)].tolist()
             got.append(message)
