@@ -244,7 +244,6 @@ class Graph:
 
     def _taking(self, got: list) -> Callable[[Image], None]:
         """A callback that also looks at every value: NaN, an infinity, or inside the range."""
-
         ranges = {self.node._model.estimator.config.depth_range_m}
 
         def take(message: Image) -> None:
