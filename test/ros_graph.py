@@ -228,7 +228,8 @@ class Graph:
         kind = kind or OUTPUTS[topic.split('/', 1)[1] if topic not in OUTPUTS else topic]
         got: list = []
         take = got.append
-        if topic.endswith('depth/image_rect') and kind is Image:
+        # An unconfigured node, of a test that listens to another process, knows no range.
+        if topic.endswith('depth/image_rect') and kind is Image and self.node._model:
             take = self._taking(got)
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         self.tester.create_subscription(
