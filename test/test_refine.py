@@ -35,7 +35,7 @@ def refine(depth, options, confidence=None, mask=None, **fields):
     image = torch.from_numpy(IMAGE).permute(2, 0, 1)
     said = torch.as_tensor(depth, dtype=torch.float32)[None, None]
     if confidence is not None:
-        confidence = torch.as_tensor(confidence, dtype=torch.float32)[None, None]
+        confidence = torch.as_tensor(confidence, dtype=torch.float32)
     found = refined(frame(**fields), image, mask, said, confidence, (0.1, 10.0), options)
     return found.numpy()
 

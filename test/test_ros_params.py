@@ -46,7 +46,7 @@ def test_node_yaml_holds_every_parameter_with_the_default_of_the_code():
 
 def test_defaults_are_those_of_the_core():
     assert NodeParams().runtime() == RuntimeConfig()
-    assert NodeParams().output_options() == OutputOptions()
+    assert NodeParams().output_options == OutputOptions()
 
 
 @pytest.mark.parametrize('name', ['depth_divisor', 'cloud_stride'])

@@ -10,7 +10,7 @@ from open_clip.transformer import VisionTransformer
 import torch
 from torch import nn
 import torch.nn.functional as F
-from vlm_depth_ros.core.errors import ConfigError, InputError
+from vlm_depth_ros.core.errors import ConfigError, InputError, reason_of
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.tower_change import TowerChange
 from vlm_depth_ros.core.tower_module import (
@@ -284,9 +284,8 @@ class Backbone(TowerState):
             grey = torch.zeros(1, 3, *hw, device=next(self.tower.parameters()).device)
             found = self._forward(grey, list(range(count + 1)), False)
         except Exception as err:  # towers that were not meant for this fail in their own ways
-            reason = (str(err) or type(err).__name__).partition('\n')[0].rstrip('.')
             raise ConfigError(
-                f'tower {name!r} gives no maps at {hw} input ({reason}). Expected a plain '
+                f'tower {name!r} gives no maps at {hw} input ({reason_of(err)}). Expected a plain '
                 'transformer, or a hierarchical tower that takes any input size.'
             ) from err
         self.train(was_training)

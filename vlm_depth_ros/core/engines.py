@@ -16,7 +16,13 @@ from torch import nn
 from torch.export import ExportedProgram
 from vlm_depth_ros.core.config import RuntimeConfig
 from vlm_depth_ros.core.devices import DTYPES
-from vlm_depth_ros.core.errors import ConfigError, DependencyError, VlmDepthError, WeightsError
+from vlm_depth_ros.core.errors import (
+    ConfigError,
+    DependencyError,
+    reason_of,
+    VlmDepthError,
+    WeightsError,
+)
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported, onnx_program
 
@@ -146,7 +152,7 @@ def engine_of(
     except VlmDepthError:
         raise
     except Exception as err:  # compilers and converters fail in ways of their own
-        reason = (str(err) or type(err).__name__).strip().partition('\n')[0]
+        reason = reason_of(err)
         log.warning('engine %s cannot run this network (%s): eager goes on.', name, reason)
         return model
     if not difference <= BOUNDS[precision]:

@@ -19,3 +19,11 @@ class InputError(VlmDepthError):
 
 class DependencyError(VlmDepthError):
     """An optional library that this action needs is not installed."""
+
+
+def reason_of(err: Exception) -> str:
+    """First line of what a library says, or the name of its error where it says nothing.
+
+    For the brackets of a message of ours: without the full stop at its end.
+    """
+    return (str(err).strip() or type(err).__name__).partition('\n')[0].rstrip('.: ')

@@ -16,7 +16,13 @@ import torch
 from torch import nn
 from vlm_depth_ros.core.config import from_mapping, ModelConfig, RuntimeConfig
 from vlm_depth_ros.core.engines import CONVERTED, Engine, installed
-from vlm_depth_ros.core.errors import ConfigError, DependencyError, VlmDepthError, WeightsError
+from vlm_depth_ros.core.errors import (
+    ConfigError,
+    DependencyError,
+    reason_of,
+    VlmDepthError,
+    WeightsError,
+)
 from vlm_depth_ros.core.features import BackboneSpec
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.model import Card, DepthModel, FORMAT, METADATA_KEY
@@ -52,10 +58,9 @@ class ExportedModel(nn.Module):
         except VlmDepthError:
             raise
         except Exception as err:  # each library has errors of its own
-            reason = (str(err) or type(err).__name__).strip().partition('\n')[0]
             raise WeightsError(
-                f'{path}: {name} cannot run it ({reason}). Export it again, or choose another '
-                'engine.'
+                f'{path}: {name} cannot run it ({reason_of(err)}). Export it again, or choose '
+                'another engine.'
             ) from err
         if not found.depth_m.isfinite().any():
             raise WeightsError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 import math
 
 import numpy as np
@@ -56,7 +56,7 @@ class Frame:
         """Whether the image has a distortion that is to be undone."""
         return self.rectify and self.camera is not None and self.camera.is_distorted
 
-    @property
+    @cached_property
     def intrinsics(self) -> CameraIntrinsics | None:
         """The pinhole of the image as the network sees it: P once rectified, K of a raw one."""
         if self.camera is None:

@@ -41,14 +41,14 @@ class Scene:
     depth: torch.Tensor | None = None
     """(H, W) metres as published; None where nothing is wanted of it."""
     confidence: torch.Tensor | None = None
-    """(1, 1, h, w) as the network says it; None where the head has none."""
+    """(H, W) in 0..1; None where the head has none, or nobody asks."""
 
     @cached_property
     def rgb(self) -> torch.Tensor:
         """(H, W, 3) uint8."""
         return resize_rgb(self.image, self.hw).permute(1, 2, 0)
 
-    @property
+    @cached_property
     def intrinsics(self) -> CameraIntrinsics | None:
         """Camera of exactly the published size."""
         camera = self.frame.intrinsics
@@ -82,6 +82,9 @@ def pack_outputs(
     """
     hw = tuple(side // options.depth_divisor for side in frame.rgb.shape[:2])
     packed: dict[str, Any] = {}
+    if confidence is not None:
+        is_asked = 'confidence' in frame.wants or options.filter.min_confidence
+        confidence = to_camera_grid(confidence, hw)[0, 0] if is_asked else None
     if depth is not None:
         depth = refined(frame, image, mask, depth, confidence, range_m, options)
         packed['valid_share'] = _valid_share(depth)
@@ -111,7 +114,7 @@ def _compressed(scene: Scene) -> PackedCompressedImage:
 def _confidence(scene: Scene) -> PackedImage | None:
     if scene.confidence is None:
         return None
-    return pack_confidence(to_camera_grid(scene.confidence, scene.hw)[0, 0], scene.depth)
+    return pack_confidence(scene.confidence, scene.depth)
 
 
 def _color(scene: Scene) -> PackedImage:

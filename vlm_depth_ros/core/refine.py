@@ -10,7 +10,7 @@ from vlm_depth_ros.core.filters import apply_filters, upsample_keeping_edges
 from vlm_depth_ros.core.frames import Frame
 from vlm_depth_ros.core.options import OutputOptions
 from vlm_depth_ros.core.packing import gate_depth
-from vlm_depth_ros.core.preprocess import resize_rgb, to_camera_grid
+from vlm_depth_ros.core.preprocess import resize_rgb
 from vlm_depth_ros.core.scale import Measurement
 from vlm_depth_ros.core.scale_ground import measure_ground
 from vlm_depth_ros.core.scale_ranges import measure_ranges
@@ -32,7 +32,7 @@ def refined(
         image: As `frames.rectified` gives it.
         mask: Likewise.
         depth: (1, 1, h, w) metres by the network, in the camera at hand.
-        confidence: (1, 1, h, w) in 0..1, or None where the head has none.
+        confidence: (H, W) in 0..1 at the published size, or None where the head has none.
         range_m: Published range.
         options: What to do; scale and temporal filter only where the frame has a `track`.
 
@@ -53,10 +53,6 @@ def refined(
         picture = resize_rgb(image, hw)
         depth = track.temporal(depth, picture, frame.stamp_s, frame.intrinsics)
     intrinsics = frame.intrinsics.resized(hw) if frame.intrinsics else None
-    if not options.filter.min_confidence:
-        confidence = None
-    if confidence is not None:
-        confidence = to_camera_grid(confidence, hw)[0, 0]
     depth = apply_filters(depth, options.filter, intrinsics, confidence)
     return gate_depth(depth, *range_m, options.near_is_neg_inf)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from vlm_depth_ros.core.errors import DependencyError, InputError
+from vlm_depth_ros.core.errors import DependencyError, InputError, reason_of
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.bag_arrays import cloud_xyzrgb, image_array
 
@@ -341,8 +341,7 @@ def _readable(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as err:  # any byte may be wrong, so any exception may come
-        reason = (str(err) or type(err).__name__).splitlines()[0][:200]
         raise InputError(
-            f'{path}: cannot be read as a ROS 2 bag: {reason.rstrip(".")}. Expected a complete '
+            f'{path}: cannot be read as a ROS 2 bag: {reason_of(err)[:200]}. Expected a complete '
             '.mcap, .db3 or bag folder; `mcap recover` saves one that was cut off.'
         ) from err

@@ -58,7 +58,7 @@ def check_range(estimator: 'DepthEstimator', params: NodeParams) -> None:
     Raises:
         ConfigError: If so.
     """
-    low_m, high_m = estimator.range_m(params.output_options())
+    low_m, high_m = estimator.range_m(params.output_options)
     if low_m >= high_m:
         own = ' to '.join(f'{limit:g}' for limit in estimator.config.depth_range_m)
         raise ConfigError(

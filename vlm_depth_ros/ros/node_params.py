@@ -1,7 +1,7 @@
 """What can be set on the node: name, type, default, bounds and description, each said once."""
 
 from dataclasses import dataclass, field, fields, is_dataclass
-import re
+from functools import cached_property
 from typing import Any
 
 from vlm_depth_ros.core.cloud_options import FRAMES
@@ -11,7 +11,7 @@ from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.mounting import base_from_sensor
 from vlm_depth_ros.core.options import OutputOptions
 from vlm_depth_ros.core.scale import SOURCES
-from vlm_depth_ros.core.texts import quoted
+from vlm_depth_ros.ros.param_checks import check_cameras, check_value
 
 LIVE = 'Takes effect with the next frame.'
 BESIDE = 'Takes effect once the new model is loaded and warmed up, beside the running one.'
@@ -23,7 +23,6 @@ _OUTPUT = {f.name: f.default for f in fields(OutputOptions)}
 _GROUPS = {name: type(default) for name, default in _OUTPUT.items() if is_dataclass(default)}
 """Options of one subject: the field `median_px` of `filter` is the parameter filter_median_px."""
 QUOTE = "quote 'on' and 'off', which are booleans in YAML and on the command line"
-_CAMERA_NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*(/[A-Za-z][A-Za-z0-9_]*)*')
 
 
 def _param(
@@ -273,17 +272,17 @@ class NodeParams:
     def __post_init__(self):
         """Check each value and all of them together."""
         for f in fields(self):
-            _check_one(f.name, getattr(self, f.name), f.metadata)
-        _check_cameras(self.cameras)
+            check_value(f.name, getattr(self, f.name), f.metadata)
+        check_cameras(self.cameras)
         require(bool(self.weights), "weights = '': expected a model's name or a path.")
         require(bool(self.base_frame), "base_frame = '': expected the name of a frame.")
         self.runtime()
-        self.output_options()
+        _ = self.output_options  # Its parts check themselves.
         self._check_poses()
 
     def needs_pose(self, wants: frozenset[str]) -> bool:
         """Whether a frame of which `wants` is wanted needs to know where its camera sits."""
-        cloud = self.output_options().cloud
+        cloud = self.output_options.cloud
         return (
             self.scale_source == 'ground'
             or 'scan' in wants
@@ -300,8 +299,9 @@ class NodeParams:
         """How to run the network."""
         return RuntimeConfig(**{name: getattr(self, name) for name in _RUNTIME})
 
+    @cached_property
     def output_options(self) -> OutputOptions:
-        """What leaves the estimator."""
+        """What leaves the estimator; asked for several times a frame, so made once."""
         groups = {group: self._group(group, kind) for group, kind in _GROUPS.items()}
         plain = {name: getattr(self, name) for name in _OUTPUT if name not in groups}
         return OutputOptions(**plain, **groups)
@@ -323,27 +323,3 @@ class NodeParams:
         for start in range(0, n, 6):
             base_from_sensor(self.camera_in_base[start : start + 6])
         base_from_sensor(self.ranges_in_base, 'ranges_in_base')
-
-
-def _check_one(name: str, value: Any, metadata: Any) -> None:
-    if metadata['choices']:
-        expected = ', '.join(metadata['choices'])
-        require(
-            value in metadata['choices'],
-            f'{name} = {quoted(str(value))}: expected one of {expected}.',
-        )
-    if metadata['bounds']:
-        low, high = metadata['bounds']
-        require(low <= value <= high, f'{name} = {value}: expected {low} to {high}.')
-
-
-def _check_cameras(cameras: tuple[str, ...]) -> None:
-    require(
-        len(cameras) > 0 and len(set(cameras)) == len(cameras),
-        f"cameras = {list(cameras)}: expected different names, or one empty name ('').",
-    )
-    require(
-        cameras == ('',) or all(_CAMERA_NAME.fullmatch(name) for name in cameras),
-        f'cameras = {list(cameras)}: expected names of letters, digits and underscores that start '
-        "with a letter; the empty name only alone ('').",
-    )

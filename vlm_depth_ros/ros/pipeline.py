@@ -98,7 +98,7 @@ class DepthPipeline:
         """Return what is subscribed to, clouds at their own rate."""
         wants = self._outputs[index].wants()
         if 'points' in wants and params.cloud_rate_hz:
-            # Half a camera period early is nearer to the rate than half a period late.
+            # A frame that comes a little early counts: the next one would be a whole period late.
             if (arrival.received_s - self._cloud_s[index]) * params.cloud_rate_hz < 0.9:
                 return wants - {'points'}
             self._cloud_s[index] = arrival.received_s
@@ -209,7 +209,7 @@ class DepthPipeline:
         if not frames:
             return []
         try:
-            outputs = self._estimator.process(list(frames.values()), params.output_options())
+            outputs = self._estimator.process(list(frames.values()), params.output_options)
             return list(zip(frames, outputs))
         except Exception as err:
             if len(frames) == 1:

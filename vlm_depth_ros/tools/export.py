@@ -10,7 +10,13 @@ import torch
 from torch.export import ExportedProgram
 from vlm_depth_ros.core.config import RuntimeConfig
 from vlm_depth_ros.core.engines import BOUNDS, difference_of, installed
-from vlm_depth_ros.core.errors import ConfigError, DependencyError, VlmDepthError, WeightsError
+from vlm_depth_ros.core.errors import (
+    ConfigError,
+    DependencyError,
+    reason_of,
+    VlmDepthError,
+    WeightsError,
+)
 from vlm_depth_ros.core.exported import ExportedModel, record_of
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported, onnx_program
@@ -57,10 +63,9 @@ def export_model(
         except (VlmDepthError, OSError):
             raise
         except Exception as err:  # exporters fail in ways of their own
-            reason = (str(err) or type(err).__name__).strip().partition('\n')[0]
             raise WeightsError(
-                f'{model.card.name}: this network cannot be exported as {out.suffix} ({reason}). '
-                'Run its .safetensors file.'
+                f'{model.card.name}: this network cannot be exported as {out.suffix} '
+                f'({reason_of(err)}). Run its .safetensors file.'
             ) from err
         found = {
             name: _compared(model, network, images)

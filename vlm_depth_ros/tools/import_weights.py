@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.torch import load_file
 import torch
 from vlm_depth_ros.core.config import TrainingCamera
-from vlm_depth_ros.core.errors import ConfigError, WeightsError
+from vlm_depth_ros.core.errors import ConfigError, reason_of, WeightsError
 from vlm_depth_ros.tools.import_space_clip import import_space_clip
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as err:  # torch.load fails in many ways
         raise WeightsError(
             f'{path}: not read. It is damaged, or holds more than tensors and plain values, which '
-            f'could run code ({str(err).splitlines()[0][:120]}). Save its state_dict alone.'
+            f'could run code ({reason_of(err)[:120]}). Save its state_dict alone.'
         ) from err
     if not isinstance(found, Mapping):
         raise WeightsError(

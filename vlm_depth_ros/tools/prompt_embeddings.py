@@ -14,7 +14,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from vlm_depth_ros.core.config import ModelConfig
-from vlm_depth_ros.core.errors import ConfigError, WeightsError
+from vlm_depth_ros.core.errors import ConfigError, reason_of, WeightsError
 from vlm_depth_ros.core.model import Card, DepthModel, save_model
 from vlm_depth_ros.core.towers import published_file, tensors_of
 
@@ -106,9 +106,8 @@ def zero_shot_weights(
     try:
         clip = open_clip.create_model(tower, pretrained=str(file)).eval()
     except Exception as err:  # every format fails in its own way
-        reason = (str(err) or type(err).__name__).partition('\n')[0].rstrip('.:')
         raise WeightsError(
-            f'tower {tower!r}, {file}, could not be read with its text side ({reason}). '
+            f'tower {tower!r}, {file}, could not be read with its text side ({reason_of(err)}). '
             'Give a file with both sides, as open_clip or OpenAI publish it.'
         ) from err
     model.backbone.load_native_state(clip.visual.state_dict(), str(file))

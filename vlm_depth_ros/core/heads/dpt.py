@@ -18,7 +18,7 @@ from vlm_depth_ros.core.bins import bin_depths_m, check_bins, expected_depth_m
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
-from vlm_depth_ros.core.heads.linear_bins import checked_layers, four_layers, resized
+from vlm_depth_ros.core.heads.linear_bins import layers_or_four, resized
 
 OUTPUTS = ('bins', 'regression')
 OUTPUT_WIDTH = 32
@@ -67,10 +67,7 @@ class DptHead(DepthHead):
 
     def __init__(self, config: Config, spec: BackboneSpec):
         super().__init__(config, spec)
-        if config.layers is None:
-            self.layers = four_layers(spec, self.name)
-        else:
-            self.layers = checked_layers(config.layers, spec, self.name)
+        self.layers = layers_or_four(config.layers, spec, self.name)
         c = config.channels
         widths = [spec.widths[k] for k in self.layers]
         self.readouts = nn.ModuleList(Readout(n, spec.pooled_width) for n in widths)

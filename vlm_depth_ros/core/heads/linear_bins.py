@@ -63,10 +63,9 @@ class LinearBinsHead(DepthHead):
         super().__init__(config, spec)
         if config.layers == 1:
             self.layers = (spec.num_layers,)
-        elif config.layers == 4:
-            self.layers = four_layers(spec, self.name)
         else:
-            self.layers = checked_layers(config.layers, spec, self.name)
+            named = None if config.layers == 4 else config.layers
+            self.layers = layers_or_four(named, spec, self.name)
         self.local = nn.ModuleList(
             nn.Conv2d(spec.widths[k], config.num_bins, 1, bias=False) for k in self.layers
         )
@@ -82,6 +81,13 @@ class LinearBinsHead(DepthHead):
         for x, project in zip(maps, self.local):
             logits = logits + resized(project(x), hw)
         return HeadOutput(expected_depth_m(logits, self.depths_m))
+
+
+def layers_or_four(
+    layers: tuple[int, ...] | None, spec: BackboneSpec, head: str
+) -> tuple[int, ...]:
+    """The `layers` that are named, else `four_layers`; raises ConfigError as these do."""
+    return four_layers(spec, head) if layers is None else checked_layers(layers, spec, head)
 
 
 def four_layers(spec: BackboneSpec, head: str) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from vlm_depth_ros.core.confidence import ConfidenceHead
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
-from vlm_depth_ros.core.heads.linear_bins import checked_layers, four_layers, resized
+from vlm_depth_ros.core.heads.linear_bins import layers_or_four, resized
 
 REFINES = ('guided', 'bilinear')
 WIDEST_RATIO = 8.0
@@ -94,10 +94,7 @@ class ScaleShapeHead(DepthHead):
 
     def __init__(self, config: Config, spec: BackboneSpec):
         super().__init__(config, spec)
-        if config.layers is None:
-            self.layers = four_layers(spec, self.name)
-        else:
-            self.layers = checked_layers(config.layers, spec, self.name)
+        self.layers = layers_or_four(config.layers, spec, self.name)
         c = config.widths
         *skips, deepest = (spec.widths[k] for k in self.layers)
         self.trunk = Trunk(deepest, spec.pooled_width, c[0], config.dropout)
