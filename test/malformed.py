@@ -1,12 +1,14 @@
 """Messages that no driver should send, each from its number alone: the same in every run."""
 
 from collections.abc import Callable
+from functools import cache
 import os
 import struct
 import zlib
 
 import cv2
 import numpy as np
+from picture_files import encoded, FORMS, picture
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vlm_depth_ros.ros.encodings import LAYOUTS
 from vlm_depth_ros.ros.messages import byte_array
@@ -45,12 +47,6 @@ def malformed(kind: type, number: int) -> Image | CompressedImage | CameraInfo:
         CompressedImage: malformed_compressed,
         CameraInfo: malformed_info,
     }[kind](rng)
-
-
-def picture() -> np.ndarray:
-    """A smooth coloured picture, so that lossy formats stay near it."""
-    small = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
-    return cv2.resize(small, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_CUBIC)
 
 
 def good_image() -> Image:
@@ -165,26 +161,10 @@ _IMAGE_DAMAGE = [_tiny, _side, _step, _encoding, _byte_order, _length]
 
 # Picture files.
 
-FORMS = {
-    'jpeg': ('.jpg', ()),
-    'progressive jpeg': ('.jpg', (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)),
-    'jpeg with restarts': ('.jpg', (cv2.IMWRITE_JPEG_RST_INTERVAL, 4)),
-    'png': ('.png', ()),
-    'lossless webp': ('.webp', (cv2.IMWRITE_WEBP_QUALITY, 101)),
-    'lossy webp': ('.webp', (cv2.IMWRITE_WEBP_QUALITY, 90)),
-    'bmp': ('.bmp', ()),
-    'tiff': ('.tiff', ()),
-    'plain tiff': ('.tiff', (cv2.IMWRITE_TIFF_COMPRESSION, 1)),
-}
-_encoded: dict[tuple, bytes] = {}
 
-
+@cache
 def _bytes(form: tuple) -> bytes:
-    if form not in _encoded:
-        suffix, options = form
-        bgr = cv2.cvtColor(picture(), cv2.COLOR_RGB2BGR)
-        _encoded[form] = cv2.imencode(suffix, bgr, list(options))[1].tobytes()
-    return _encoded[form]
+    return encoded(*form)
 
 
 def _cut(rng, data) -> bytes:

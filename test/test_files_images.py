@@ -7,6 +7,7 @@ import struct
 
 import cv2
 import numpy as np
+from picture_files import encoded, FORMS, picture
 import pytest
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.files.images import (
@@ -20,31 +21,6 @@ from vlm_depth_ros.files.images import (
     save_png,
 )
 from vlm_depth_ros.files.source import open_source
-
-FORMS = {
-    'jpeg': ('.jpg', ()),
-    'progressive jpeg': ('.jpg', (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)),
-    'png': ('.png', ()),
-    'lossless webp': ('.webp', (cv2.IMWRITE_WEBP_QUALITY, 101)),
-    'lossy webp': ('.webp', (cv2.IMWRITE_WEBP_QUALITY, 90)),
-    'bmp': ('.bmp', ()),
-    'tiff': ('.tiff', ()),
-    'plain tiff': ('.tiff', (cv2.IMWRITE_TIFF_COMPRESSION, 1)),
-}
-
-
-def picture(height=48, width=64, seed=0):
-    """A smooth coloured picture, so that lossy formats stay near it."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def encoded(form, options=(), rgb=None):
-    rgb = picture() if rgb is None else rgb
-    good, data = cv2.imencode(form, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), list(options))
-    assert good
-    return data.tobytes()
 
 
 @pytest.mark.parametrize('form', FORMS.values(), ids=FORMS)

@@ -13,7 +13,6 @@ import sys
 import time
 import types
 
-import cv2
 import numpy as np
 import pytest
 
@@ -29,9 +28,9 @@ from malformed import (  # noqa: E402
     HEIGHT_PX,
     IS_FULL,
     malformed,
-    picture,
     WIDTH_PX,
 )
+from picture_files import encoded, FORMS, picture  # noqa: E402
 from ros_graph import StandInModel  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from vlm_depth_ros.core.config import RuntimeConfig  # noqa: E402
@@ -143,13 +142,13 @@ def with_fields(**fields) -> CameraInfo:
     return message
 
 
-def encoded(data: bytes) -> CompressedImage:
+def compressed(data: bytes) -> CompressedImage:
     return CompressedImage(format='jpeg', data=byte_array(np.frombuffer(data, np.uint8)))
 
 
 def tiff_of_two_widths() -> bytes:
     """Its directory says 40000 x 20000 before it says what is there."""
-    tiff = cv2.imencode('.tiff', picture(), [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()
+    tiff = encoded(*FORMS['plain tiff'])
     (at,) = struct.unpack_from('<I', tiff, 4)
     (count,) = struct.unpack_from('<H', tiff, at)
     claims = struct.pack('<HHII', 256, 4, 1, 40_000) + struct.pack('<HHII', 257, 4, 1, 20_000)
@@ -167,9 +166,9 @@ K = good_info().k.tolist()
         (Image(height=1, width=1, encoding='a\nb', step=1), r"1 x 1 'a\\nb': the encoding is"),
         (Image(height=1, width=1, encoding='x' * 999, step=1), r'\.\.\. \(999 characters\): the'),
         (CompressedImage(format='compressedDepth' * 9), r'\.\.\. \(135 characters\): expected a'),
-        (encoded(bomb_of_scans()), r'the JPEG has 20\d\d\d scans, expected at most 100'),
-        (encoded(bomb_by_claim()), '60000 x 60000 pixels; at most 25 megapixels'),
-        (encoded(tiff_of_two_widths()), '40000 x 20000 pixels; at most 25 megapixels'),
+        (compressed(bomb_of_scans()), r'the JPEG has 20\d\d\d scans, expected at most 100'),
+        (compressed(bomb_by_claim()), '60000 x 60000 pixels; at most 25 megapixels'),
+        (compressed(tiff_of_two_widths()), '40000 x 20000 pixels; at most 25 megapixels'),
         (with_fields(distortion_model='y' * 99), r'\.\.\. \(99 characters\): expected'),
         (with_fields(d=[0.0] * 101), '101 distortion coefficients: no lens model has more'),
         (with_fields(k=[1e-9, *K[1:]]), r'K has focal lengths \(1e-09, 64\).*expected.*1/1000'),
