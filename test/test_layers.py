@@ -54,8 +54,7 @@ FENCES = {
         'core/backbone.py',
         'core/towers.py',
         'core/tower_module.py',
-        'tools/room_context.py',  # a text tower, at a desk only
-        'tools/prompt_embeddings.py',  # likewise
+        'tools/text_towers.py',  # at a desk only
     ),
     'timm': ('core/backbone.py', 'core/tower_module.py'),
     'transformers': ('core/blip2_tower.py',),

@@ -349,7 +349,7 @@ def test_a_real_text_tower_fills_the_head():
 def test_training_without_the_stored_context_is_refused():
     model = made()
     model.head.context.zero_()
-    with pytest.raises(ConfigError, match='none is stored. Fill it by tools/room_context.py'):
+    with pytest.raises(ConfigError, match='none is stored. Name the tag of the tower'):
         model.train()(picture(HW))
     without = made(context='none')
     without.train()(picture(HW, 2)).depth_m.sum().backward()

@@ -9,15 +9,18 @@ from pathlib import Path
 
 from desk_sets import write_set
 import numpy as np
+import open_clip
 import pytest
+from safetensors.torch import save_file
 import torch
 from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.config import from_mapping, ModelConfig
 from vlm_depth_ros.core.errors import ConfigError, WeightsError
-from vlm_depth_ros.core.model import read_card
+from vlm_depth_ros.core.model import load_model, read_card
 from vlm_depth_ros.tools import train as training
 from vlm_depth_ros.tools.datasets import SetConfig
 from vlm_depth_ros.tools.recipe import read_recipe, StageConfig
+from vlm_depth_ros.tools.room_context import mean_of_rooms
 from vlm_depth_ros.tools.stage import Stage
 
 RECIPES = Path(__file__).parent.parent / 'config' / 'train'
@@ -28,7 +31,7 @@ TOWERS = {
     'mobileclip2_s0': ('MobileCLIP2-S0', 'dfndr2b'),
     'clip_vit_l14': ('ViT-L-14-quickgelu', 'openai'),
 }
-ALL = (*TOWERS, 'space_clip_nyu', 'space_clip_kitti', 'space_clip_nyu_mended')
+ALL = (*TOWERS, 'moa_depthclip_nyu', 'space_clip_nyu', 'space_clip_kitti', 'space_clip_nyu_mended')
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +46,8 @@ def tiny(recipe, **change):
     """The recipe on two pictures: two steps, one check."""
     (stage,) = recipe.stages
     sets, select = ({'folder': 'set'},), {'folder': 'set', 'rows': ((0, 1),)}
-    return replace(recipe, sets=sets, select=select, stages=({**stage, 'steps': 2},), **change)
+    stage = {**stage, 'steps': 2, 'epochs': None}
+    return replace(recipe, sets=sets, select=select, stages=(stage,), **change)
 
 
 @pytest.mark.parametrize('name', TOWERS)
@@ -71,6 +75,30 @@ def test_recipe_trains_a_head_on_its_real_architecture(name, data, monkeypatch, 
     assert [k for k in starts[1] if not k.startswith('aux_depth_heads.2')] == []
     assert not [r for r in caplog.records if 'left out' in r.message]
     out.unlink()
+
+
+def test_moa_recipe_finds_its_room_context_and_moves_heads_and_adapters(
+    data, monkeypatch, tmp_path
+):
+    """CLIP with both sides is really built and asked, from a file in the towers folder."""
+    name, tag = 'ViT-B-32-quickgelu', 'openai'
+    torch.manual_seed(0)
+    clip = open_clip.create_model(name)
+    towers = tmp_path / 'towers'
+    towers.mkdir()
+    save_file(clip.state_dict(), towers / f'{name}.{tag}.safetensors')
+    monkeypatch.setenv('VLM_DEPTH_TOWERS', str(towers))
+    recipe = tiny(read_recipe(RECIPES / 'moa_depthclip_nyu.yaml'), batch=1)
+    assert from_mapping(StageConfig, recipe.stages[0], name).constant_lr
+    out = tmp_path / 'moa.safetensors'
+    training.train(recipe, data, out)
+    made = load_model(out)
+    expected = mean_of_rooms(clip.eval(), open_clip.get_tokenizer(name))
+    torch.testing.assert_close(made.head.context, expected)
+    own = dict(made.backbone.tower.named_parameters())
+    assert all(torch.equal(own[k], v) for k, v in clip.visual.named_parameters())
+    blocks = made.head.tower_change.state_dict()
+    assert any(bool(v.abs().sum()) for k, v in blocks.items() if k.endswith('2.weight'))
 
 
 def test_without_the_download_the_file_to_fetch_and_its_place_are_named(

@@ -9,14 +9,14 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-import open_clip
 import torch
 from torch import nn
 import torch.nn.functional as F
 from vlm_depth_ros.core.config import ModelConfig
-from vlm_depth_ros.core.errors import ConfigError, reason_of, WeightsError
+from vlm_depth_ros.core.errors import ConfigError, WeightsError
 from vlm_depth_ros.core.model import Card, DepthModel, save_model
 from vlm_depth_ros.core.towers import published_file, tensors_of
+from vlm_depth_ros.tools.text_towers import clip_with_text
 
 TEMPLATE = 'This {} is {}'
 THING = 'object'
@@ -98,20 +98,9 @@ def zero_shot_weights(
     official = {'preprocess': 'squash-bicubic-imagenet-v1'} if mode == 'faithful' else {}
     head = {'name': 'depthclip', 'mode': mode}
     model = DepthModel(ModelConfig(tower, head, tag, input_hw, **official))
-    file = Path(file or published_file(tower, tag)).expanduser()
-    if not file.is_file():
-        raise WeightsError(
-            f'tower weights {file}: no such file. Expected one with image and text side.'
-        )
-    try:
-        clip = open_clip.create_model(tower, pretrained=str(file)).eval()
-    except Exception as err:  # every format fails in its own way
-        raise WeightsError(
-            f'tower {tower!r}, {file}, could not be read with its text side ({reason_of(err)}). '
-            'Give a file with both sides, as open_clip or OpenAI publish it.'
-        ) from err
-    model.backbone.load_native_state(clip.visual.state_dict(), str(file))
-    model.head.set_text(class_embeddings(clip, open_clip.get_tokenizer(tower)))
+    clip, tokenizer = clip_with_text(tower, tag, file)
+    model.backbone.load_native_state(clip.visual.state_dict(), str(file or tag or tower))
+    model.head.set_text(class_embeddings(clip, tokenizer))
     return save_model(
         path, model.eval(), name=f'depthclip-{mode}', embed_tower=embed_tower,
         training={'phrases': phrases(), 'trained': 'nothing: zero-shot'},

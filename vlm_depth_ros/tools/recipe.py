@@ -20,6 +20,8 @@ class StageConfig:
     name: str
     lr: float
     """Peak of a linear warm-up over 5 % of the steps and a cosine to 1 % of it."""
+    constant_lr: bool = False
+    """`lr` from the first step to the last instead."""
     frozen_tower: bool = True
     """False also trains the tower; only for one of our own."""
     steps: int | None = None

@@ -6,12 +6,13 @@ that no text tower is needed where depth is estimated.
 
 from collections.abc import Callable, Sequence
 
-import open_clip
 import torch
 from torch import nn
 import torch.nn.functional as F
 from vlm_depth_ros.core.errors import ConfigError
+from vlm_depth_ros.core.heads.base import DepthHead
 from vlm_depth_ros.core.heads.moa_depthclip import MoaDepthClipHead
+from vlm_depth_ros.tools.text_towers import clip_with_text
 
 NYU_ROOMS = (
     'bathroom', 'bedroom', 'bookstore', 'classroom', 'computer lab', 'dining room', 'foyer',
@@ -22,19 +23,20 @@ NYU_ROOMS = (
 PROMPT = 'a photo of a {}'
 
 
-def room_context(tower: str, tag: str, rooms: Sequence[str] = NYU_ROOMS) -> torch.Tensor:
-    """The context of an open_clip model by name and tag; its text tower is fetched if need be.
+def fill_context(head: DepthHead, tower: str, tag: str) -> None:
+    """Compute and `store` the context of a head that takes one and has none; else do nothing.
 
     Args:
+        head: Any.
         tower: Architecture, such as ``ViT-B-32-quickgelu``.
-        tag: open_clip's tag of its weights, or a file with image and text tower.
-        rooms: What fills the prompt.
+        tag: open_clip's tag of its weights, text side included; fetched if need be.
 
-    Returns:
-        (E,) float32.
+    Raises:
+        WeightsError: If they cannot be had.
     """
-    model = open_clip.create_model(tower, pretrained=tag)
-    return mean_of_rooms(model.eval(), open_clip.get_tokenizer(tower), rooms)
+    if isinstance(head, MoaDepthClipHead) and head.config.context == 'rooms':
+        if not head.context.any():
+            store(head, mean_of_rooms(*clip_with_text(tower, tag)))
 
 
 @torch.no_grad()

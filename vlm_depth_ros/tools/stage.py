@@ -88,7 +88,8 @@ class Stage:
         self.draws = Draws(source, recipe, config, index, job.team)
         self.optimiser = build_optimiser(self.trained, config)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: rate(step, self.draws.steps)
+            self.optimiser,
+            lambda step: 1.0 if config.constant_lr else rate(step, self.draws.steps),
         )
         self.learning = parts[0]
         self.average = MovingAverage(self.learning, recipe)

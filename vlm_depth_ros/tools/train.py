@@ -21,6 +21,7 @@ from vlm_depth_ros.tools.check_data import is_clean, require_held_out
 from vlm_depth_ros.tools.confidence import confidence_config, train_confidence
 from vlm_depth_ros.tools.datasets import SetConfig
 from vlm_depth_ros.tools.recipe import is_taught, read_recipe, StageConfig, TrainConfig
+from vlm_depth_ros.tools.room_context import fill_context
 from vlm_depth_ros.tools.samples import load_with_progress, VIEWS
 from vlm_depth_ros.tools.selection import Selection
 from vlm_depth_ros.tools.stage import Job, Stage
@@ -74,6 +75,7 @@ def train(
     pretrained = model_config.pretrained
     if pretrained is not None and config.tower_from is None:
         model.backbone.load_published(pretrained)
+        fill_context(model.head, model_config.tower, pretrained)
     confidence = confidence_config(config.confidence, model, config.name)
     model.to(team.device, memory_format=torch.channels_last)
     saved = read_resume(out, config) if resume else None

@@ -152,8 +152,9 @@ class MoaDepthClipHead(DepthHead):
         if self.config.context == 'rooms':
             if self.training and not self.context.any():
                 raise ConfigError(
-                    "head moa_depthclip trains with context = 'rooms', but none is stored. Fill "
-                    "it by tools/room_context.py, or set context = 'none'."
+                    "head moa_depthclip trains with context = 'rooms', but none is stored. Name "
+                    "the tag of the tower (pretrained), whose text side gives it, or set "
+                    "context = 'none'."
                 )
             around = self.context[None, :, None, None].expand(len(x), -1, *x.shape[-2:])
             x = torch.cat([x, around.to(x.dtype)], dim=1)
