@@ -11,6 +11,8 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
 from ros_graph import Graph, image_message, info_message, wait_for  # noqa: E402
 from vlm_depth_ros.ros.messages import byte_array  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 
 def sized(message, width, height, encoding='rgb8', channels=3):
     """An image message of another size and encoding."""

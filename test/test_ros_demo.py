@@ -15,6 +15,8 @@ pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
 pytest.importorskip('torch', reason='the node needs a network')
 from vlm_depth_ros.files import bags  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
     """Run one of our modules to its end."""

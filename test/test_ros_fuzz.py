@@ -40,6 +40,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2  # n
 from test_ros_process import Process, STAND_IN, START_S  # noqa: E402
 from vlm_depth_ros.ros.node_params import LIVE, NodeParams  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 MESSAGES = 3000 if IS_FULL else 250
 PARAMETER_SETS = 1000 if IS_FULL else 200
 GOOD_EVERY = 5

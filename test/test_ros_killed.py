@@ -27,6 +27,8 @@ from test_ros_process import Process, STAND_IN, START_S  # noqa: E402
 import torch  # noqa: E402
 from vlm_depth_ros.files.images import save_png  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 PLAYER = [sys.executable, '-m', 'vlm_depth_ros.ros.camera_player', '--ros-args']
 ANSWERS_WITHIN_S = 10.0
 """Of a node that has subscribed: processes announce themselves to each other every 3 s."""

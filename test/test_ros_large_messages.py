@@ -15,6 +15,8 @@ pytest.importorskip('torch', reason='the node needs a network')
 from ros_graph import Graph, info_message, wait_for  # noqa: E402
 from vlm_depth_ros.ros.profile import VARIABLES  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 PEER = [sys.executable, str(Path(__file__).with_name('ros_peer.py'))]
 FRAMES, RATE_HZ = 60, 8
 HEIGHT, WIDTH = 480, 640

@@ -26,6 +26,8 @@ from std_srvs.srv import Trigger  # noqa: E402
 import torch  # noqa: E402
 from vlm_depth_ros.ros.loading import load_estimator  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 
 class HeldBack:
     """`load_estimator` that waits for `go` before it loads the files named in `held`."""

@@ -271,6 +271,7 @@ def test_messages_say_what_was_packed(packed):
     np.testing.assert_array_equal(np.frombuffer(cloud.data, '<f4')[2::4], values.ravel())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('check_fields', ['', '1'])
 def test_building_all_messages_takes_under_3_ms(packed, check_fields, monkeypatch):
     """With rclpy's field checks too: always on in Humble, since Jazzy on demand."""

@@ -28,6 +28,8 @@ from vlm_depth_ros.core.errors import DependencyError  # noqa: E402
 from vlm_depth_ros.ros.depth_node import load_estimator  # noqa: E402
 from vlm_depth_ros.ros.messages import byte_array  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 
 def change_state(graph: Graph, transition: int) -> bool:
     """Ask for a transition as ``ros2 lifecycle set`` does; whether it succeeded."""

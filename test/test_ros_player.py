@@ -19,6 +19,8 @@ from ros_graph import Spinner, stamp_ns, wait_for  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from vlm_depth_ros.ros.messages import compressed_to_rgb, image_to_rgb  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 PLAYER = [sys.executable, '-m', 'vlm_depth_ros.ros.camera_player']
 HEIGHT, WIDTH, FRAMES = 48, 64, 6
 

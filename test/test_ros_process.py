@@ -24,6 +24,8 @@ from vlm_depth_ros.ros.profile import (  # noqa: E402
     VARIABLES,
 )
 
+pytestmark = pytest.mark.alone
+
 START_S = 120
 """Importing PyTorch takes half a minute on a machine that trains beside the tests."""
 NODE = [sys.executable, '-m', 'vlm_depth_ros.ros.node']
