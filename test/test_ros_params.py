@@ -102,7 +102,7 @@ def test_every_parameter_is_described_with_type_and_bounds(graph):
     for f in fields(NodeParams):
         d = by_name[f.name]
         assert d.type == types[kind_of(f.default)] and len(d.description) > 20, f.name
-        assert d.read_only == (f.name == 'autostart')
+        assert d.read_only == (f.name in ('autostart', 'executor'))
         assert (f.metadata['change'] == LIVE) == ('next frame' in d.description)
     assert by_name['cloud_stride'].integer_range[0].to_value == 16
     assert by_name['max_depth_m'].floating_point_range[0].to_value == 1000.0

@@ -104,6 +104,13 @@ class NodeParams:
     autostart: bool = _param(
         True, AT_START, 'Configure and activate at start; false leaves it to a lifecycle manager.'
     )
+    executor: str = _param(
+        'single',
+        AT_START,
+        "What calls the callbacks: rclpy's single-threaded executor or its experimental one of "
+        'events, which is tried first and left alone where it does not work.',
+        choices=('single', 'events'),
+    )
     depth_divisor: int = _param(
         _OUTPUT['depth_divisor'], LIVE, 'Depth image size = input size over this.', bounds=(1, 8)
     )

@@ -17,6 +17,10 @@ DEADLINE_S = 1.6
 class Interrupted(BaseException):
     """A signal came inside `interruptible`; no ``except Exception`` on the way may hold it."""
 
+    def __str__(self) -> str:
+        """Pass on instead: rclpy's events executor logs what comes by as fatal, with a trace."""
+        raise self
+
 
 class Stop:
     """The wish that this process ends: from a signal, or from a node that is done."""
@@ -121,25 +125,27 @@ def run(create_node: Callable[[Stop], object], args: list[str] | None = None) ->
     # Only now: these imports take half a second, longer on a small board, and a signal may come.
     import rclpy
     from rclpy.exceptions import NameValidationException, ParameterException
-    from rclpy.executors import SingleThreadedExecutor
     from rclpy.logging import get_logger
     from rclpy.signals import SignalHandlerOptions
+    from vlm_depth_ros.ros.executors import executor_for, SPIN_S
 
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as err:
         get_logger('vlm_depth_ros').fatal(f'The command line is not understood: {one_line(err)}')
         return 1
-    node = None
+    node = executor = None
     try:
         node = create_node(stop)
         if warning:
             node.get_logger().warning(warning)
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        stop.on_request(executor.wake)
+        executor, trouble = executor_for(node)
+        if trouble:
+            node.get_logger().warning(trouble)
+        # To wake an executor only makes it look again; with something to do it returns.
+        stop.on_request(lambda: executor.create_task(lambda: None))
         while rclpy.ok() and not stop.is_set():
-            executor.spin_once(timeout_sec=1.0)
+            executor.spin_once(timeout_sec=SPIN_S)
     except Interrupted:
         pass
     except (VlmDepthError, ParameterException, NameValidationException) as err:
@@ -147,8 +153,10 @@ def run(create_node: Callable[[Stop], object], args: list[str] | None = None) ->
         stop.request(exit_code=1)
     finally:
         stop.on_request(lambda: None)  # The executor goes now; a second signal may still come.
-        if node is not None:
+        if executor is not None:
             executor.remove_node(node)
+            executor.shutdown(timeout_sec=0.2)  # The one of events holds on to the node's parts.
+        if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
     if stop.by_signal:
