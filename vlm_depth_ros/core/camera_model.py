@@ -1,6 +1,7 @@
 """The camera of a driver: sensor, window, binning and lens distortion, as camera_info has them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import cv2
@@ -148,7 +149,7 @@ class CameraModel:
         _, _, height, width = self._window
         return height // (self.binning_y or 1), width // (self.binning_x or 1)
 
-    @property
+    @cached_property
     def is_distorted(self) -> bool:
         """Whether a coefficient is not zero, or the rotation not the identity.
 

@@ -317,7 +317,8 @@ class DepthEstimator:
         return answers_of(found, found.extras.get('embedding'))
 
     def _batch(self, images: Sequence[torch.Tensor], hw: tuple[int, int]) -> torch.Tensor:
-        batch = torch.cat([network_input(i[None], hw, self._mean, self._std) for i in images])
+        inputs = [network_input(i[None], hw, self._mean, self._std) for i in images]
+        batch = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
         return batch.contiguous(memory_format=torch.channels_last)
 
     def _autocast(self) -> torch.autocast:

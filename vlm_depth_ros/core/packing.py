@@ -205,7 +205,9 @@ def pack_cloud(
         (height, width), data = z.shape, _host_bytes(points)
         is_dense = math.isfinite(z.sum())  # One NaN makes the sum NaN; cheaper than a mask.
     else:
-        kept = _chosen(points.view(-1, 4), ~z.isnan())
+        kept, known = points.view(-1, 4), ~z.isnan()
+        if not known.all():
+            kept = _chosen(kept, known)
         if options is not None and options.voxel_m:
             kept = voxel_means(kept, options.voxel_m)
         data = _host_bytes(kept)

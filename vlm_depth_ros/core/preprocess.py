@@ -17,7 +17,7 @@ PREPROCESSES = {
     'squash-bicubic-imagenet-v1': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 """Mean and std by the name of a preprocessing; None: the tower's own."""
-_BICUBIC = {'mode': 'bicubic', 'antialias': True, 'align_corners': False}
+_SMOOTH = {'antialias': True, 'align_corners': False}
 
 
 def normalisation_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -56,20 +56,23 @@ def network_input(
     """
     if tuple(rgb.shape[-2:]) != tuple(input_hw):
         rgb = _squash(rgb, input_hw)
-    return (rgb.float() / 255 - mean) / std
+    return (rgb.float() / 255).sub_(mean).div_(std)
 
 
-def _squash(rgb: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
+def _squash(rgb: torch.Tensor, hw: tuple[int, int], mode: str = 'bicubic') -> torch.Tensor:
     if rgb.device.type != 'cpu':
-        return _squash_as_float(rgb, hw)
+        return _squash_as_float(rgb, hw, mode)
     # torch has PIL's own 8-bit algorithm, on the CPU only.
-    return F.interpolate(rgb, size=tuple(hw), **_BICUBIC)
+    return F.interpolate(rgb, size=tuple(hw), mode=mode, **_SMOOTH)
 
 
-def _squash_as_float(rgb: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
+def _squash_as_float(
+    rgb: torch.Tensor, hw: tuple[int, int], mode: str = 'bicubic'
+) -> torch.Tensor:
     """Across, then down, 8 bits each: in one pass, edges overshoot that PIL clips."""
     for size in ((rgb.shape[-2], hw[1]), tuple(hw)):
-        rgb = F.interpolate(rgb.float(), size=size, **_BICUBIC).round_().clamp_(0, 255)
+        rgb = F.interpolate(rgb.float(), size=size, mode=mode, **_SMOOTH)
+        rgb = rgb.round_().clamp_(0, 255)
     return rgb
 
 
@@ -84,8 +87,7 @@ def resize_rgb(rgb: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
     """(3, H, W) uint8 to (3, h, w) uint8, antialiased bilinear; the colour of a smaller depth."""
     if tuple(rgb.shape[-2:]) == tuple(hw):
         return rgb
-    options = {'size': tuple(hw), 'mode': 'bilinear', 'antialias': True, 'align_corners': False}
-    return F.interpolate(rgb[None].float(), **options)[0].round_().clamp_(0, 255).to(torch.uint8)
+    return _squash(rgb[None], hw, 'bilinear')[0].to(torch.uint8)
 
 
 def sampling_grid(map_xy: np.ndarray, device: torch.device) -> torch.Tensor:

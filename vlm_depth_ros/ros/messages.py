@@ -70,7 +70,7 @@ def image_message(packed: 'PackedImage', header: Header) -> Image:
     message = Image(header=header)
     message.height, message.width = packed.height, packed.width
     message.encoding, message.step = packed.encoding, packed.step
-    message.data = byte_array(packed.data)
+    _append(message.data, packed.data)
     return message
 
 
@@ -91,7 +91,7 @@ def cloud_message(packed: 'PackedCloud', header: Header) -> PointCloud2:
     message.fields = _point_fields()
     message.point_step, message.row_step = packed.point_step, packed.row_step
     message.is_dense = packed.is_dense
-    message.data = byte_array(packed.data)
+    _append(message.data, packed.data)
     return message
 
 
@@ -110,7 +110,7 @@ def scan_message(packed: 'PackedScan', header: Header) -> LaserScan:
 def compressed_message(packed: 'PackedCompressedImage', header: Header) -> CompressedImage:
     """Wrap a packed compressed image; the header is taken as it is."""
     message = CompressedImage(header=header, format=packed.format)
-    message.data = byte_array(packed.data)
+    _append(message.data, packed.data)
     return message
 
 
@@ -120,8 +120,13 @@ def byte_array(data: np.ndarray) -> array.array:
     Assigning ``bytes``, an ndarray or a memoryview costs 30 to 300 ms for an image.
     """
     values = array.array('B')
-    values.frombytes(memoryview(np.ascontiguousarray(data)).cast('B'))
+    _append(values, data)
     return values
+
+
+def _append(values: array.array, data: np.ndarray) -> None:
+    """Append bytes; to the empty field of a new message, since its setter would copy once more."""
+    values.frombytes(memoryview(np.ascontiguousarray(data)).cast('B'))
 
 
 def _point_fields() -> list[PointField]:
