@@ -57,7 +57,7 @@ FENCES = {
         'tools/text_towers.py',  # at a desk only
     ),
     'timm': ('core/backbone.py', 'core/tower_module.py'),
-    'transformers': ('core/blip2_tower.py',),
+    'transformers': ('core/blip2_tower.py', 'tools/bench_peers.py'),
     'rosbags': ('files/bags.py',),
     'openvino': ('core/engines.py',),
     'onnxruntime': ('core/engines.py', 'tools/teacher.py'),

@@ -75,6 +75,7 @@ def test_users_mistake_exits_with_1_and_one_line_in_a_real_process(tmp_path):
     ('predict', 'nowhere', 'out'),
     ('report', 'nowhere.mcap', '--out', 'out'),
     ('export', 'nowhere', 'out.onnx'),
+    ('benchmark', '--runs', '0'),
 ], ids=' '.join)  # fmt: skip
 def test_every_verb_answers_a_mistake_in_one_line(args, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

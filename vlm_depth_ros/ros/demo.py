@@ -136,15 +136,32 @@ def start_node(args: argparse.Namespace):
     return start('depth_node', 'node', [part for v in values for part in ('-p', v)], args.out)
 
 
-def start_player(args: argparse.Namespace, rate_hz: float, count: int):
-    """The camera player as a process; `count` 0 plays until it is stopped."""
+def start_player(
+    args: argparse.Namespace, rate_hz: float, count: int, camera: str = '', readers: int = 2
+):
+    """The camera player as a process.
+
+    Args:
+        args: With ``source`` and ``out``.
+        rate_hz: Images a second.
+        count: How many; 0 plays until it is stopped.
+        camera: Name that prefixes its topics, and ends that of its log.
+        readers: It waits for so many subscribers: the node, and a recorder of the images.
+    """
     values = {
         'source': args.source, 'rate_hz': rate_hz, 'loop': 'true', 'count': count,
         # Node and recorder discover a new player one after the other.
-        'wait_for_subscribers': 2, 'start_delay_s': 0.5,
+        'wait_for_subscribers': readers, 'start_delay_s': 0.5,
     }  # fmt: skip
     ros_args = [part for k, v in values.items() for part in ('-p', f'{k}:={v}')]
-    return start('camera_player', 'camera_player', ros_args, args.out)
+    if camera:
+        ros_args += ['-r', f'__ns:=/{camera}']
+    return start(player_name(camera), 'camera_player', ros_args, args.out)
+
+
+def player_name(camera: str) -> str:
+    """What the log of a camera's player is called."""
+    return f'camera_player_{camera}' if camera else 'camera_player'
 
 
 def spin(recorder, seconds: float) -> None:
@@ -165,7 +182,9 @@ def check_alive(process: subprocess.Popen, name: str, out: Path) -> None:
         raise InputError(f'{name} ended with code {process.returncode}: {last} (see {log})')
 
 
-def wait_for_node(recorder, node: subprocess.Popen, out: Path) -> None:
+def wait_for_node(
+    recorder, node: subprocess.Popen, out: Path, topic: str = 'image'
+) -> None:
     """Until the depth node subscribes to the images, which it does once it is active.
 
     Raises:
@@ -175,7 +194,7 @@ def wait_for_node(recorder, node: subprocess.Popen, out: Path) -> None:
     while time.monotonic() < end_s:
         spin(recorder, 0.2)
         check_alive(node, 'depth_node', out)
-        readers = recorder.get_subscriptions_info_by_topic('image')
+        readers = recorder.get_subscriptions_info_by_topic(topic)
         if any(info.node_name == 'depth_node' for info in readers):
             return
         # The node itself lives on and waits for better parameters; nobody here will set them.

@@ -186,6 +186,47 @@ def export(parser: ArgumentParser) -> None:
     parser.add_argument('--json', type=Path, help='write the differences here')
 
 
+def benchmark(parser: ArgumentParser) -> None:
+    """Flags of ``vlm-depth benchmark``."""
+    parser.add_argument('--weights', default='pocket', help='shipped name or file')
+    _tower_weights(parser)
+    parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
+    parser.add_argument(
+        '--engines', metavar='A,B', help='as eager,openvino (default: eager, and what is '
+        'installed; compiled only where named)',
+    )  # fmt: skip
+    parser.add_argument('--runs', type=int, default=50, help='of each call (default 50)')
+    parser.add_argument(
+        '--source', type=Path, help='camera images: pairs.csv folder, images, video or bag '
+        '(default: 480x640 pictures, rendered)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--frames', type=int, default=300, help='through the node (default 300; 0: no node)'
+    )
+    parser.add_argument(
+        '--param', action='append', default=[], metavar='NAME:=VALUE',
+        help='of the node, such as engine:=openvino; may be repeated',
+    )  # fmt: skip
+    parser.add_argument(
+        '--cameras', default='1', metavar='N,M', help='as 1,2,4,8: estimator and node with each'
+    )
+    parser.add_argument(
+        '--input-sizes', metavar='PX,PX', help='sides of square inputs, as 224,288,384,512: the '
+        'network alone',
+    )  # fmt: skip
+    parser.add_argument(
+        '--peers', nargs='*', metavar='NAME', help='beside networks of others with random '
+        'weights; without names all of docs/benchmark.md',
+    )  # fmt: skip
+    parser.add_argument(
+        '--peer-runs', type=int, default=10, help='of each call beside a peer (default 10)'
+    )
+    parser.add_argument('--json', type=Path, help='write everything that was measured here')
+    parser.add_argument(
+        '--out', type=Path, metavar='DIR', help='write table.md, charts and logs of the node'
+    )
+
+
 def import_weights(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth import-weights``."""
     parser.add_argument('method', choices=('space-clip',), help='whose code wrote it')
@@ -269,6 +310,7 @@ VERBS = {
     'obstacles': (obstacles, 'false and missed obstacles on a costmap grid, filters off and on'),
     'synthetic': (synthetic, 'render rooms with exact depth, as a training set or a clip'),
     'export': (export, 'weights as one ONNX or torch.export file, compared after writing'),
+    'benchmark': (benchmark, 'speed of network, estimator and node, beside floors and peers'),
     'import-weights': (import_weights, 'checkpoints of other code, as weights files'),
     'prompt-weights': (prompt_weights, 'DepthCLIP and DepthBLIP-2: phrases and tower, as a file'),
     'models': (models, 'weights, heads and towers: sizes, licences, what to copy where'),
