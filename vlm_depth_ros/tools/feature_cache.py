@@ -91,7 +91,9 @@ class CachedFeatures:
             for variant in range(config.feature_views)
         ][team.rank :: team.size]
         missing = [name for name in names if not cache._path(*name).is_file()]
-        task = progress.add_task('features of the tower', total=len(missing), note='')
+        task = progress.add_task(
+            'features of the tower', total=len(missing), note='', visible=bool(missing)
+        )
         part = config.batch // team.size
         for at in range(0, len(missing), part):
             chosen = missing[at : at + part]
