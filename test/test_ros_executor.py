@@ -19,6 +19,8 @@ from vlm_depth_ros.ros import executors  # noqa: E402
 from vlm_depth_ros.ros.executors import executor_for  # noqa: E402
 from vlm_depth_ros.ros.node_params import NodeParams  # noqa: E402
 
+pytestmark = pytest.mark.alone
+
 EVENTS = ['--ros-args', '-p', 'executor:=events']
 has_events = pytest.mark.skipif(
     importlib.util.find_spec('rclpy.experimental') is None,
