@@ -130,6 +130,18 @@ def test_a_file_without_its_tower_takes_it_from_a_local_file(tmp_path, monkeypat
         load_model(path)
 
 
+def test_a_published_tower_goes_into_a_file_at_another_input_size_too(tmp_path):
+    """Its positions are fitted then, so the hash in the record is not that of the published."""
+    torch.manual_seed(1)
+    published = DepthModel(replace(CONFIG, input_hw=(64, 64))).backbone
+    model, path = made(), tmp_path / 'other.safetensors'
+    model.backbone.load_native_state(published.tower.state_dict(), 'published')
+    assert model.backbone.frozen_sha256() == published.frozen_sha256()
+    save_model(path, model, name='other', embed_tower=True)
+    image = picture(CONFIG.input_hw)
+    assert torch.equal(load_model(path)(image).depth_m, model(image).depth_m)
+
+
 def test_the_estimators_memory_layout_does_not_reach_the_file(tmp_path):
     model, image = made(POCKET), picture((64, 96))
     with torch.no_grad():

@@ -152,7 +152,8 @@ def save_model(
         head_options['aux_heads'] = False
     config = model.config.to_dict() | {'head': head_options}
     if tower_sha256 is None:
-        tower_sha256 = model.backbone.frozen_sha256()
+        backbone = model.backbone
+        tower_sha256 = backbone.fitted_sha256() if embed_tower else backbone.frozen_sha256()
     card = Card(
         name, config, tower_sha256, embed_tower, licence, notice, training or {}
     )

@@ -30,7 +30,11 @@ class TowerState(nn.Module):
         In float32, in open_clip's names, with the positions of the native size and without the
         final projection: the same for every file and input size of one tower.
         """
-        return self._published_sha256 or _frozen_sha256(self.tower.state_dict())
+        return self._published_sha256 or self.fitted_sha256()
+
+    def fitted_sha256(self) -> str:
+        """The same with the positions of this input size, as a file that embeds the tower has."""
+        return _frozen_sha256(self.tower.state_dict())
 
     def load_published(self, tag: str | None, file: str | Path = '') -> None:
         """Fill the tower from `file`, else with the weights that open_clip publishes under `tag`.

@@ -79,8 +79,6 @@ def _depthblip2(args: argparse.Namespace, variant: str, towers: dict) -> Card:
     return save_model(
         args.out, model, name=f'depthblip2-{variant}-{options["bins"]}',
         embed_tower=args.embed_tower, training={'phrases': phrases(), **record},
-        # What is put inside has the positions of this input size, which the published has not.
-        tower_sha256=model.backbone.state_sha256() if args.embed_tower else None,
     )  # fmt: skip
 
 
