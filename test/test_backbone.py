@@ -16,6 +16,7 @@ from vlm_depth_ros.core import towers as towers_module
 from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.errors import ConfigError, InputError, WeightsError
 from vlm_depth_ros.core.fingerprint import state_sha256
+from vlm_depth_ros.core.tower_change import TowerChange
 from vlm_depth_ros.core.tower_module import resize_position_grid
 from vlm_depth_ros.core.towers import check_activation
 
@@ -136,6 +137,52 @@ def test_any_choice_of_layers_gives_those_maps_and_no_other(tower, which):
 def test_a_layer_that_does_not_exist_is_refused(layers):
     with pytest.raises(ConfigError, match="'tiny-vit' has layers 0 to 12, asked for"):
         shared('tiny-vit')(picture((64, 64)), layers)
+
+
+# --- class tokens -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('tower', TOWERS)
+def test_class_tokens_come_with_the_maps_that_are_asked_for(tower):
+    """Raw, as the maps are; towers that have none say so by an empty field."""
+    backbone = shared(tower)
+    layers = [0, 2, backbone.spec.num_layers]
+    found = backbone(picture(backbone.spec.input_hw, count=2), layers)
+    assert list(found.class_tokens) == (layers if backbone.spec.has_class_token else [])
+    assert all(t.shape == (2, backbone.spec.widths[k]) for k, t in found.class_tokens.items())
+
+
+@pytest.mark.parametrize('tower', ['tiny-vit', 'tiny-timm-vit'])
+def test_a_class_token_is_the_first_token_after_its_block(tower):
+    backbone = shared(tower)
+    body = backbone.tower
+    blocks = body.transformer.resblocks if tower == 'tiny-vit' else body.trunk.blocks
+    seen = {}
+    hooks = [blocks[0].register_forward_pre_hook(lambda _, args: seen.update({0: args[0]}))]
+    for k, block in enumerate(blocks, start=1):
+        hooks.append(block.register_forward_hook(lambda *a, k=k: seen.update({k: a[2]})))
+    found = backbone(picture(backbone.spec.input_hw), all_layers(backbone)).class_tokens
+    for hook in hooks:
+        hook.remove()
+    assert list(found) == list(seen)
+    assert all(torch.equal(found[k], seen[k][:, 0]) for k in found)
+
+
+def test_a_changed_tower_has_the_class_tokens_of_its_changed_blocks():
+    backbone, image = shared('tiny-vit'), picture((64, 64))
+    plain = backbone(image, [2, 3])
+    same = backbone(image, [2, 3], change=TowerChange({}))
+    other = backbone(image, [2, 3], change=TowerChange({1: Doubled()}))
+    for k in (2, 3):
+        torch.testing.assert_close(same.class_tokens[k], plain.class_tokens[k])
+    torch.testing.assert_close(other.class_tokens[2], 2 * plain.class_tokens[2])
+
+
+class Doubled(torch.nn.Module):
+    """An adapter that shows."""
+
+    def forward(self, tokens):
+        return 2 * tokens
 
 
 # --- global vectors -----------------------------------------------------------------------------

@@ -35,7 +35,9 @@ def features_of(head, hw, count=1):
         k: torch.randn(count, spec.widths[k], *(n // spec.strides[k] for n in hw), generator=rng)
         for k in head.layers
     }
-    return Features(maps, torch.randn(count, spec.pooled_width, generator=rng))
+    pooled = torch.randn(count, spec.pooled_width, generator=rng)
+    tokens = {k: torch.randn(count, spec.widths[k], generator=rng) for k in head.layers}
+    return Features(maps, pooled, class_tokens=tokens if spec.has_class_token else {})
 
 
 def count(module):
@@ -62,6 +64,17 @@ def test_each_part_has_the_parameters_of_the_ledger():
     }  # fmt: skip
     assert {name: count(part) for name, part in head.named_children()} == expected
     assert sum(expected.values()) == count(head) == 24_193_921
+
+
+def test_own_class_tokens_cost_the_same_where_pooled_is_as_wide():
+    head = head_of(device='meta', output='regression', class_token='own')
+    assert count(head) == 24_193_921
+    assert [r.globally.in_features for r in head_of(TINY, class_token='own').readouts] == [24] * 4
+
+
+def test_a_tower_without_a_class_token_has_none_to_read():
+    with pytest.raises(ConfigError, match="head dpt cannot read class tokens of tower 'stages': "):
+        head_of(STAGES, class_token='own')
 
 
 def test_bins_cost_one_wider_layer():
@@ -109,7 +122,7 @@ def test_depth_has_sixteen_times_the_grid(spec, hw, expected):
     assert head(features_of(head, hw)).depth_m.shape == (1, 1, *expected)
 
 
-def reference(state, features, layers, is_plain):
+def reference(state, maps, vectors, layers, is_plain):
     """The scores from the description, as plain functions of a state dict."""
 
     def conv(name, x, **how):
@@ -130,8 +143,8 @@ def reference(state, features, layers, is_plain):
 
     skips = []
     for i, k in enumerate(layers):
-        x = features.maps[k]
-        joined = torch.cat([x, features.pooled[:, :, None, None].expand(-1, -1, *x.shape[-2:])], 1)
+        x = maps[k]
+        joined = torch.cat([x, vectors[k][:, :, None, None].expand(-1, -1, *x.shape[-2:])], 1)
         whole = torch.cat([
             state[f'readouts.{i}.local.weight'][:, :, 0, 0],
             state[f'readouts.{i}.globally.weight'],
@@ -161,18 +174,22 @@ def reference(state, features, layers, is_plain):
     return conv('output.2', x)
 
 
-@pytest.mark.parametrize(('spec', 'hw'), [(TINY, (64, 96)), (TINY, (80, 112)), (STAGES, (64, 96))])
+@pytest.mark.parametrize(('spec', 'hw', 'class_token'), [
+    (TINY, (64, 96), 'pooled'), (TINY, (80, 112), 'pooled'), (STAGES, (64, 96), 'pooled'),
+    (TINY, (64, 96), 'own'),
+])  # fmt: skip
 @pytest.mark.parametrize('output', ['bins', 'regression'])
-def test_depth_is_that_of_the_description_in_float64(spec, hw, output):
-    head = head_of(spec, output=output, depth_range_m=(0.1, 20.0), **SLIM)
+def test_depth_is_that_of_the_description_in_float64(spec, hw, class_token, output):
+    options = {'output': output, 'class_token': class_token, 'depth_range_m': (0.1, 20.0), **SLIM}
+    head = head_of(spec, **options)
     features = features_of(head, hw, count=2)
     state = {k: v.double() for k, v in head.state_dict().items()}
-    exact = replace(
-        features,
-        maps={k: m.double() for k, m in features.maps.items()},
-        pooled=features.pooled.double(),
-    )
-    scores = reference(state, exact, head.layers, not spec.is_hierarchical)
+    maps = {k: m.double() for k, m in features.maps.items()}
+    own = class_token == 'own'
+    vectors = {
+        k: (features.class_tokens[k] if own else features.pooled).double() for k in head.layers
+    }
+    scores = reference(state, maps, vectors, head.layers, not spec.is_hierarchical)
     if output == 'bins':
         p = torch.relu(scores) + 0.1
         depths_m = 0.1 + 19.9 * torch.arange(16, dtype=torch.float64) / 15

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from towers import HIERARCHICAL, picture, PLAIN, shared
-from vlm_depth_ros.core.errors import ConfigError
+from vlm_depth_ros.core.errors import ConfigError, InputError
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.registry import build_head
 
@@ -39,15 +39,19 @@ def features_of(head, hw, count=2):
         k: torch.randn(count, spec.widths[k], *(n // spec.strides[k] for n in hw), generator=rng)
         for k in head.layers
     }
-    return Features(maps, torch.randn(count, spec.pooled_width, generator=rng))
+    pooled = torch.randn(count, spec.pooled_width, generator=rng)
+    tokens = {k: torch.randn(count, spec.widths[k], generator=rng) for k in head.layers}
+    return Features(maps, pooled, class_tokens=tokens if spec.has_class_token else {})
 
 
-@pytest.mark.parametrize(('layers', 'expected'), [
-    (1, 2 * 768 * 256 + 256),  # 393,472: the study's, to the parameter
-    (4, 5 * 768 * 256 + 256),  # the study joins a class token four times: 1,573,120
+@pytest.mark.parametrize(('layers', 'class_token', 'expected'), [
+    (1, 'pooled', 2 * 768 * 256 + 256),  # 393,472: the study's, to the parameter
+    (4, 'pooled', 5 * 768 * 256 + 256),
+    (1, 'own', 393_472),
+    (4, 'own', 1_573_120),  # the study's: 8 x 768 x 256 + 256
 ])  # fmt: skip
-def test_parameters_by_hand(layers, expected):
-    head = head_of(device='meta', layers=layers)
+def test_parameters_by_hand(layers, class_token, expected):
+    head = head_of(device='meta', layers=layers, class_token=class_token)
     assert sum(p.numel() for p in head.parameters()) == expected
     assert not any('norm' in type(m).__name__.lower() for m in head.modules())
 
@@ -116,6 +120,43 @@ def test_depth_is_that_of_joining_resizing_and_convolving(spec, layers, bins):
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_with_own_class_tokens_each_layer_is_joined_with_its_own():
+    """In the study's order, in float64: join, resize by 4, one 1x1 convolution over all layers."""
+    head = head_of(class_token='own')
+    features = features_of(head, (64, 96))
+    state = {k: v.double() for k, v in head.state_dict().items()}
+    joined, weight = [], []
+    for i, k in enumerate(head.layers):
+        x, token = features.maps[k].double(), features.class_tokens[k].double()
+        x = torch.cat([x, token[:, :, None, None].expand_as(x)], dim=1)
+        joined.append(F.interpolate(x, scale_factor=4, mode='bilinear', align_corners=False))
+        of_token = state['globally.weight'][:, 768 * i : 768 * (i + 1), None, None]
+        weight += [state[f'local.{i}.weight'], of_token]
+    logits = F.conv2d(torch.cat(joined, 1), torch.cat(weight, 1), state['globally.bias'])
+    p = torch.relu(logits) + 0.1
+    depths_m = torch.linspace(0.001, 10.0, 256, dtype=torch.float64)
+    expected = torch.einsum('bnhw,n->bhw', p / p.sum(dim=1, keepdim=True), depths_m)[:, None]
+    found = head(features).depth_m.detach()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('tower', ['tiny-siglip', 'pocket-tower'])
+def test_a_tower_without_a_class_token_has_none_to_read(tower):
+    with pytest.raises(ConfigError) as caught:
+        head_of(shared(tower).spec, class_token='own')
+    assert str(caught.value) == (
+        f"head linear_bins cannot read class tokens of tower '{tower}': it has none. Set "
+        'class_token: pooled.'
+    )
+
+
+def test_features_without_the_class_tokens_are_refused():
+    head = head_of(class_token='own')
+    features = replace(features_of(head, (64, 64)), class_tokens={})
+    with pytest.raises(InputError, match=r'lack the class tokens of layers \[3, 6, 9, 12\]'):
+        head(features)
+
+
 @pytest.mark.parametrize('tower', PLAIN + HIERARCHICAL)
 @pytest.mark.parametrize('layers', [1, 4])
 def test_every_kind_of_tower_is_served_within_the_range(tower, layers):
@@ -148,6 +189,7 @@ def test_a_few_steps_reach_a_planted_depth():
     ({'layers': [3, 3]}, 'layers (3, 3) do not fit'),
     ({'layers': ['3']}, "layers ('3',) do not fit"),
     ({'num_bins': 0}, 'num_bins = 0'),
+    ({'class_token': 'raw'}, "class_token = 'raw': expected one of ('pooled', 'own')"),
     ({'bins': 'SID'}, "bins = 'SID': expected one of ('uniform', 'log')"),
     ({'depth_range_m': [10, 1]}, 'depth_range_m = (10, 1): expected 0 < minimum < maximum'),
 ])  # fmt: skip

@@ -85,9 +85,16 @@ def test_features_are_those_of_the_tower_on_the_same_view(data):
     assert kept.features.maps.keys() == set(model.head.layers)
     for k, m in features.maps.items():
         assert torch.allclose(kept.features.maps[k], m, atol=1e-5)
+        assert torch.allclose(kept.features.class_tokens[k], features.class_tokens[k], atol=1e-5)
     assert torch.allclose(kept.features.pooled, features.pooled, atol=1e-5)
     assert torch.equal(kept.truth_m.nan_to_num(-1), fresh.truth_m.nan_to_num(-1))
     assert torch.equal(kept.valid, fresh.valid)
+
+
+def test_a_head_that_reads_class_tokens_trains_on_kept_ones(data):
+    head = {'name': 'linear_bins', 'class_token': 'own', 'depth_range_m': (0.1, 10.0)}
+    recipe = replace(RECIPE, model=TOWER | {'head': head})
+    assert train(recipe, data, data / 'own.safetensors')['abs_rel'] > 0
 
 
 def test_every_image_has_the_number_of_views_and_no_more(data):

@@ -145,6 +145,11 @@ class Backbone(TowerState):
     def _is_hierarchical(self) -> bool:
         return self._forward in (self._resnet, self._timm_stages)
 
+    @property
+    def _has_class_token(self) -> bool:
+        trunk = getattr(self.tower, 'trunk', None)
+        return self._forward == self._native_vit or getattr(trunk, 'cls_token', None) is not None
+
     def _choose_forward(self):
         if isinstance(self.tower, VisionTransformer):
             return self._native_vit
@@ -160,10 +165,9 @@ class Backbone(TowerState):
         last, states = tower.transformer.forward_intermediates(tokens, indices=_blocks(layers))
         states = ([tokens] if layers and layers[0] == 0 else []) + states
         pooled, _ = tower._pool(last)
-        maps = {
-            k: s[:, 1:].transpose(1, 2).unflatten(2, grid) for k, s in zip(layers, states)
-        }
-        return Features(maps, pooled, _unit(pooled @ tower.proj) if want_embedding else None)
+        embedding = _unit(pooled @ tower.proj) if want_embedding else None
+        maps, class_tokens = _apart(dict(zip(layers, states)), grid)
+        return Features(maps, pooled, embedding, class_tokens=class_tokens)
 
     def _changed_vit(self, image, layers, change) -> Features:
         tokens, grid = self.tower._embeds(image), self.tower.grid_size
@@ -172,23 +176,29 @@ class Backbone(TowerState):
             tokens = change.run(index, block, tokens)
             states.append(tokens)
         pooled, _ = self.tower._pool(tokens)
-        maps = {k: states[k][:, 1:].transpose(1, 2).unflatten(2, grid) for k in layers}
-        return Features(maps, pooled, extras={'is_changed': True})
+        maps, class_tokens = _apart({k: states[k] for k in layers}, grid)
+        return Features(maps, pooled, extras={'is_changed': True}, class_tokens=class_tokens)
 
     def _timm_vit(self, image, layers, want_embedding) -> Features:
         trunk, embedded = self.tower.trunk, []
+        # Towers without a class token do not all know the option.
+        ask = {'return_prefix_tokens': True} if self._has_class_token else {}
         hook = trunk.blocks[0].register_forward_pre_hook(lambda _, args: embedded.append(args[0]))
         try:
             last, states = trunk.forward_intermediates(
-                image, indices=_blocks(layers), norm=False
+                image, indices=_blocks(layers), norm=False, **ask
             )
         finally:
             hook.remove()
+        states, prefixes = zip(*states) if ask else (states, ())
         if layers and layers[0] == 0:
+            first, count = embedded[0], trunk.num_prefix_tokens
             grid = trunk.patch_embed.grid_size
-            tokens = embedded[0][:, trunk.num_prefix_tokens:]
-            states = [tokens.transpose(1, 2).unflatten(2, grid), *states]
-        return self._with_timm_head(last, dict(zip(layers, states)), want_embedding)
+            states = first[:, count:].transpose(1, 2).unflatten(2, grid), *states
+            prefixes = (first[:, :count], *prefixes) if ask else ()
+        found = self._with_timm_head(last, dict(zip(layers, states)), want_embedding)
+        found.class_tokens = {k: prefix[:, 0] for k, prefix in zip(layers, prefixes)}
+        return found
 
     def _timm_stages(self, image, layers, want_embedding) -> Features:
         trunk, stem = self.tower.trunk, []
@@ -298,13 +308,16 @@ class Backbone(TowerState):
             pooled_width=found.pooled.shape[1],
             embedding_width=None if is_own else config['embed_dim'],
             input_hw=input_hw,
-            has_class_token=(
-                self._forward == self._native_vit
-                or getattr(getattr(self.tower, 'trunk', None), 'cls_token', None) is not None
-            ),
+            has_class_token=self._has_class_token,
             mean=normalisation[0],
             std=normalisation[1],
         )
+
+
+def _apart(states: dict[int, torch.Tensor], grid: tuple[int, int]) -> tuple[dict, dict]:
+    """Of (B, 1 + h*w, C) tokens by layer the maps of the patches, and the class tokens."""
+    maps = {k: s[:, 1:].transpose(1, 2).unflatten(2, grid) for k, s in states.items()}
+    return maps, {k: s[:, 0] for k, s in states.items()}
 
 
 def _blocks(layers: list[int]) -> list[int]:

@@ -179,7 +179,8 @@ class Blip2Backbone(Backbone):
                 hook.remove()
         grid = tuple(n // self.spec.size_multiple for n in self.spec.input_hw)
         maps = {k: states[k][:, 1:].transpose(1, 2).unflatten(2, grid) for k in layers}
-        return Features(maps, pooled, extras={'ask': self.ask})
+        class_tokens = {k: states[k][:, 0] for k in layers}
+        return Features(maps, pooled, extras={'ask': self.ask}, class_tokens=class_tokens)
 
 
 class _Blip2Tower(nn.Module):

@@ -215,8 +215,7 @@ class DepthEstimator:
         if not sizes:
             return []
         if self.precision == 'fp32':  # The tower may have run in half precision.
-            maps = {k: features.maps[k].float() for k in self.layers}
-            features = replace(features, maps=maps, pooled=features.pooled.float())
+            features = features.each(torch.Tensor.float)
         with torch.inference_mode():
             with self._autocast():
                 found = self._model.head(features)

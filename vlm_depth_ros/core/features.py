@@ -6,6 +6,7 @@ and Hugging Face's numbering, one more than open_clip's). For a hierarchical tow
 the stem and ``maps[k]`` stage ``k``, by increasing stride.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -53,3 +54,16 @@ class Features:
     embedding: torch.Tensor | None = None
     """(B, E) projected, L2-normalised image embedding, when asked for."""
     extras: dict = field(default_factory=dict)
+    class_tokens: dict[int, torch.Tensor] = field(default_factory=dict)
+    """(B, C_k) class token that stands before the patch tokens of each of ``maps``, raw like
+    them; empty where the tower has none (`BackboneSpec.has_class_token`)."""
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> 'Features':
+        """The same with every tensor changed, but for `extras`."""
+        return Features(
+            {k: change(m) for k, m in self.maps.items()},
+            change(self.pooled),
+            None if self.embedding is None else change(self.embedding),
+            self.extras,
+            {k: change(t) for k, t in self.class_tokens.items()},
+        )

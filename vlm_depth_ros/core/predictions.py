@@ -138,6 +138,8 @@ def check_features(
     count = len(features.pooled)
     expected = {f'maps[{k}]': (features.maps[k], _map_shape(spec, k, count)) for k in layers}
     expected['pooled'] = features.pooled, (count, spec.pooled_width)
+    for k in set(layers) & set(features.class_tokens):
+        expected[f'class_tokens[{k}]'] = features.class_tokens[k], (count, spec.widths[k])
     if features.embedding is not None:
         expected['embedding'] = features.embedding, (count, spec.embedding_width)
     for name, (tensor, shape) in expected.items():

@@ -1,4 +1,4 @@
-"""Image towers of Hugging Face's CLIP and SigLIP under open_clip's names.
+"""Image towers of Hugging Face's CLIP and SigLIP, of timm and of DINOv2 under open_clip's names.
 
 Values stay as they are; only names change, and the three projections of an attention are kept
 apart by one library and stacked by the other. Checked against ``transformers``' own forward.
@@ -15,6 +15,9 @@ PROJECTION = 'proj'
 before it, so a tower without one is still the same tower."""
 _ANCHOR = 'embeddings.patch_embedding.weight'
 _CLIP_PROJECTION = 'visual_projection.weight'
+_TIMM_ANCHOR = 'patch_embed.proj.weight'
+"""Of a transformer that timm or DINOv2's authors published by itself; open_clip's wrapper around
+it is called ``trunk``."""
 
 _CLIP = {
     'embeddings.class_embedding': 'class_embedding',
@@ -42,15 +45,19 @@ _SIGLIP = {
     'head.layernorm': 'trunk.attn_pool.norm',
     'head.mlp': 'trunk.attn_pool.mlp',
 }
+_DINOV2 = {'mlp.w12': 'mlp.fc1', 'mlp.w3': 'mlp.fc2'}
+"""The gated layers of the authors' ViT-g; its other names, and all of the smaller ones, are
+timm's."""
+_TRAINING_ONLY = ('position_ids', 'mask_token')
 
 
 def image_tower_keys(keys: Iterable[str]) -> dict[str, str]:
     """The keys of the image tower in a published file, each with its name inside the tower.
 
     Open_clip puts ``visual.`` in front, Hugging Face ``vision_model.`` or nothing; the state of a
-    bare tower is taken whole.
+    bare tower is taken whole, but for what only its training reads.
     """
-    keys = [k for k in keys if not k.endswith('position_ids')]
+    keys = [k for k in keys if not k.endswith(_TRAINING_ONLY)]
     if any(k.startswith('visual.') for k in keys):
         prefix = 'visual.'
     else:
@@ -65,11 +72,13 @@ def to_open_clip(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An image tower's state in open_clip's names and layout, float32 where it is floating.
 
     Args:
-        state: By the names that `image_tower_keys` gives: Hugging Face's CLIP or SigLIP, or
-            open_clip's already.
+        state: By the names that `image_tower_keys` gives: Hugging Face's CLIP or SigLIP, a bare
+            transformer of timm or DINOv2, or open_clip's already.
     """
     if _ANCHOR in state:
         state = _from_siglip(state) if 'head.probe' in state else _from_clip(state)
+    elif _TIMM_ANCHOR in state:
+        state = {f'trunk.{k}': v for k, v in _renamed(state, _DINOV2).items()}
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 

@@ -60,7 +60,10 @@ def tower_config(name: str) -> dict:
 
 
 def normalisation(name: str, tag: str | None) -> tuple[tuple, tuple]:
-    """Mean and std that the tower was pretrained with, as open_clip records them."""
+    """Mean and std that the tower was pretrained with, as its config or open_clip records them."""
+    own = tower_config(name).get('preprocess_cfg')
+    if own:
+        return tuple(own['mean']), tuple(own['std'])
     tags = [tag] if tag else list_pretrained_tags_by_model(name)
     for candidate in tags:
         entry = get_pretrained_cfg(name, candidate)

@@ -229,27 +229,38 @@ def benchmark(parser: ArgumentParser) -> None:
 
 def import_weights(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth import-weights``."""
-    parser.add_argument('method', choices=('space-clip',), help='whose code wrote it')
-    parser.add_argument('checkpoint', type=Path, help=".pt as the authors' code saves it")
+    parser.add_argument('method', choices=('space-clip', 'dinov2'), help='whose code wrote it')
+    parser.add_argument('checkpoint', type=Path, help=".pt or .pth as the authors' code saves it")
     parser.add_argument('out', type=Path, help='weights file to write (.safetensors)')
     parser.add_argument(
         '--max-depth', type=float, metavar='M',
-        help='far end of the range (default: what the checkpoint says, else 10)',
+        help='far end of the range (default: what the checkpoint says, else 10; of dinov2: nyu '
+        '10, kitti 80)',
     )  # fmt: skip
     parser.add_argument(
-        '--camera', help='camera it was trained for: nyu, kitti or FX,FY,W,H in pixels'
-    )
+        '--camera', help='camera it was trained for: nyu, kitti or FX,FY,W,H in pixels; dinov2 '
+        'has that of its data set',
+    )  # fmt: skip
+    parser.add_argument(
+        '--dataset', choices=('nyu', 'kitti'),
+        help='of dinov2: what it was trained on, where the name of the file does not say it',
+    )  # fmt: skip
+    parser.add_argument(
+        '--size', type=int, nargs=2, metavar=('H', 'W'),
+        help='of dinov2: network input, multiples of 14 (default: nyu 490 644, kitti 364 1218)',
+    )  # fmt: skip
     parser.add_argument(
         '--taps', choices=('early', 'middle', 'late'),
         help='structural taps, where the checkpoint does not say (default early)',
     )  # fmt: skip
     parser.add_argument(
         '--tower', help='hub name of the tower, such as google/siglip-base-patch16-224, where '
-        'the checkpoint does not hold it',
+        'the checkpoint does not hold it; of dinov2 dinov2-vit-s14, b14, l14 or g14',
     )  # fmt: skip
     parser.add_argument(
-        '--tower-weights', type=Path, help='file with that tower (open_clip or Hugging Face names)'
-    )
+        '--tower-weights', type=Path, help='file with that tower (open_clip, Hugging Face, timm '
+        "or DINOv2's names)",
+    )  # fmt: skip
     parser.add_argument(
         '--embed-tower', action='store_true', help='put the tower into the file: needs no other'
     )

@@ -1,9 +1,9 @@
 """What a frozen tower says of fixed views, computed once and kept on disk.
 
-One file a view: the maps that the head reads, the pooled vector, and the depth that the view
-shows. A folder is named after everything that they depend on (tower, maps, precision, views, seed,
-the images' files and their times of change), so another recipe or a changed image never meets
-them, and runs that differ in the head alone share them.
+One file a view: the maps that the head reads, their class tokens, the pooled vector, and the depth
+that the view shows. A folder is named after everything that they depend on (tower, maps,
+precision, views, seed, the images' files and their times of change), so another recipe or a changed image
+never meets them, and runs that differ in the head alone share them.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,8 @@ from vlm_depth_ros.tools.samples import Batch, Pick, Samples
 from vlm_depth_ros.tools.team import Team
 
 DTYPES = {'bf16': torch.bfloat16, 'fp32': torch.float32}
+TOKEN = 'class token '
+"""In a file, before the number of the layer."""
 
 
 class CachedFeatures:
@@ -76,6 +78,7 @@ class CachedFeatures:
         )
         facts = {
             'tower': backbone.state_sha256(), 'layers': sorted(layers), 'seed': config.seed,
+            'class_tokens': backbone.spec.has_class_token,
             'precision': config.precision, 'views': config.views, 'seen': source.identity(),
             'sets': [
                 [asdict(entry), [_file_facts(sample) for sample in files]]
@@ -111,8 +114,10 @@ class CachedFeatures:
         found = [self._load(self._path(*name)) for name in zip(picks, variants)]
         stacked = {name: torch.stack([f[name] for f in found]) for name in found[0]}
         truth_m, valid, pooled = (stacked.pop(name) for name in ('truth_m', 'valid', 'pooled'))
+        tokens = {n: stacked.pop(n) for n in list(stacked) if n.startswith(TOKEN)}
+        class_tokens = {int(n.removeprefix(TOKEN)): t for n, t in tokens.items()}
         maps = {int(name): m for name, m in stacked.items()}
-        return Batch(truth_m, valid, features=Features(maps, pooled))
+        return Batch(truth_m, valid, features=Features(maps, pooled, class_tokens=class_tokens))
 
     @torch.no_grad()
     def _compute(self, names, backbone: Backbone, layers: Sequence[int], device) -> None:
@@ -123,6 +128,7 @@ class CachedFeatures:
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             features = backbone.eval()(image, layers)
         kept = {str(k): m for k, m in features.maps.items()} | {'pooled': features.pooled}
+        kept |= {f'{TOKEN}{k}': t for k, t in features.class_tokens.items()}
         kept = {name: m.to('cpu', dtype).contiguous() for name, m in kept.items()}
         for i, (name, batch) in enumerate(zip(names, batches)):
             tensors = {k: m[i].clone() for k, m in kept.items()}

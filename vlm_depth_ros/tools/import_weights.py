@@ -6,6 +6,7 @@ Foreign files are read as data: a pickle that holds more than tensors and plain 
 import argparse
 from collections.abc import Mapping
 from contextlib import nullcontext
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,39 +14,50 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 import torch
-from vlm_depth_ros.core.config import TrainingCamera
+from vlm_depth_ros.core.config import require, TrainingCamera
 from vlm_depth_ros.core.errors import ConfigError, reason_of, WeightsError
+from vlm_depth_ros.tools.import_dinov2 import DATA_SETS, import_dinov2
 from vlm_depth_ros.tools.import_space_clip import import_space_clip
 
 log = logging.getLogger(__name__)
 
-METHODS = {'space-clip': import_space_clip}
 CAMERAS = {
-    # NYU Depth V2's colour camera, whole frame (Silberman's toolbox: 518.86, 519.47 at 640x480).
-    'nyu': TrainingCamera(518.8579 / 640, 519.4696 / 480),
-    # KITTI's P_rect_02 (721.54 px), of which the authors' code trains on crops of 704x352.
-    'kitti': TrainingCamera(721.5377 / 704, 721.5377 / 352),
+    'nyu': DATA_SETS['nyu'].camera((480, 640)),
+    # SPACE-CLIP's code trains on crops of 704x352.
+    'kitti': DATA_SETS['kitti'].camera((352, 704)),
 }
+METHODS = {
+    'space-clip': (import_space_clip, CAMERAS),
+    # A head of theirs has the camera of its data set, at the size of its input.
+    'dinov2': (import_dinov2, {}),
+}
+"""What reads a checkpoint, and the cameras that it may have been trained for, by name."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what ``vlm-depth import-weights`` was asked for; the exit code."""
     if args.out.is_dir():
         raise ConfigError(f'{args.out}: is a folder; name the weights file to write.')
-    card = METHODS[args.method](
-        read_checkpoint(args.checkpoint),
-        args.out,
-        source=args.checkpoint.name,
-        max_depth_m=args.max_depth,
-        camera=training_camera(args.camera),
-        taps=args.taps,
-        tower=args.tower,
-        tower_weights=args.tower_weights,
-        embed_tower=args.embed_tower,
-    )
+    importer, cameras = METHODS[args.method]
+    options = {
+        'max_depth_m': args.max_depth,
+        'camera': training_camera(args.camera, cameras),
+        'dataset': args.dataset,
+        'size': args.size,
+        'taps': args.taps,
+        'tower': args.tower,
+        'tower_weights': args.tower_weights,
+        'embed_tower': args.embed_tower or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    foreign = sorted(given.keys() - inspect.signature(importer).parameters.keys())
+    require(not foreign, f'{args.method} takes no --{", --".join(foreign)}. Leave it out.')
+    checkpoint = read_checkpoint(args.checkpoint)
+    card = importer(checkpoint, args.out, source=args.checkpoint.name, **given)
     log.info('%s: %s on %s, %s', args.out, card.model['head']['name'], card.model['tower'],
              'its tower inside' if card.tower_embedded else
-             f"whose weights {card.model['pretrained']!r} are not inside")  # fmt: skip
+             f"whose weights ({card.model['pretrained'] or 'a file'}) are not inside",
+    )  # fmt: skip
     for line in card.training['notes']:
         log.warning('%s', line)
     return 0
@@ -85,19 +97,22 @@ def _numpy_scalars():
     return allow([scalar, np.dtype, *(type(np.dtype(k)) for k in ('f8', 'f4', 'i8', 'i4', '?'))])
 
 
-def training_camera(text: str | None) -> TrainingCamera | None:
-    """The camera of ``--camera``: a name of `CAMERAS`, or FX,FY,W,H in pixels.
+def training_camera(
+    text: str | None, known: Mapping[str, TrainingCamera] = CAMERAS
+) -> TrainingCamera | None:
+    """The camera of ``--camera``: a name of `known`, or FX,FY,W,H in pixels.
 
     Raises:
         ConfigError: If it is neither.
     """
-    if text is None or text in CAMERAS:
-        return CAMERAS.get(text)
+    if text is None or text in known:
+        return known.get(text)
     try:
         fx_px, fy_px, width_px, height_px = (float(v) for v in text.split(','))
         return TrainingCamera(fx_px / width_px, fy_px / height_px)
     except (ValueError, ZeroDivisionError) as err:
+        names = f'{", ".join(known)} or ' if known else ''
         raise ConfigError(
-            f'--camera {text!r}: expected {", ".join(CAMERAS)} or FX,FY,W,H in pixels, such as '
+            f'--camera {text!r}: expected {names}FX,FY,W,H in pixels, such as '
             '518.9,519.5,640,480.'
         ) from err

@@ -51,9 +51,7 @@ class Batch:
 
         return Batch(
             there(self.truth_m), there(self.valid), there(self.view),
-            self.features and Features(
-                {k: there(m) for k, m in self.features.maps.items()}, there(self.features.pooled)
-            ),
+            self.features and self.features.each(there),
         )  # fmt: skip
 
     def split(self, parts: int) -> list['Batch']:
@@ -64,9 +62,7 @@ class Batch:
     def _rows(self, rows: slice) -> 'Batch':
         return Batch(
             self.truth_m[rows], self.valid[rows], None if self.view is None else self.view[rows],
-            self.features and Features(
-                {k: m[rows] for k, m in self.features.maps.items()}, self.features.pooled[rows]
-            ),
+            self.features and self.features.each(lambda t: t[rows]),
         )  # fmt: skip
 
 

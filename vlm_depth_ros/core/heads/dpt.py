@@ -3,10 +3,10 @@
 Four layers are reassembled into a pyramid of strides 4 to 32 of a 16-pixel patch, brought to 256
 channels, and fused coarse to fine; each fusion doubles the grid. No BatchNorm, as in the study.
 
-Ours: the readout joins ``Features.pooled`` (the study: each layer's own class token, which
-`Features` does not carry); depth over bins by default, where the study regresses
-(``output='regression'``); and hierarchical towers, whose deepest maps of strides 4, 8, 16 and 32
-are that pyramid already, so that nothing but the readout stands in front of the fusion.
+Ours: by default the readout joins ``Features.pooled``, which every tower has (the study's, each
+layer's own class token: ``class_token='own'``); depth over bins by default, where the study
+regresses (``output='regression'``); and hierarchical towers, whose deepest maps of strides 4, 8,
+16 and 32 are that pyramid already, so that nothing but the readout stands in front of the fusion.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,11 @@ from vlm_depth_ros.core.bins import bin_depths_m, check_bins, expected_depth_m
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
+from vlm_depth_ros.core.heads.class_token import (
+    check_class_token,
+    global_vectors,
+    global_widths,
+)
 from vlm_depth_ros.core.heads.linear_bins import layers_or_four, resized
 
 OUTPUTS = ('bins', 'regression')
@@ -41,6 +46,9 @@ class DptHead(DepthHead):
         """Four layers, ascending; None: the study's, or by stride on a hierarchical tower."""
         channels: int = 256
         """Width of the fusion."""
+        class_token: str = 'pooled'
+        """What the readouts join: ``pooled`` of the tower, or ``own``, the raw class token of each
+        layer, the study's."""
         output: str = 'bins'
         """``bins``: expected depth over `num_bins`; ``regression``: relu(score) + minimum."""
         num_bins: int = 256
@@ -63,6 +71,7 @@ class DptHead(DepthHead):
                 self.output in OUTPUTS,
                 f'output = {self.output!r}: expected one of {OUTPUTS}.',
             )
+            check_class_token(self.class_token)
             check_bins(self.num_bins, self.bins, self.depth_range_m)
 
     def __init__(self, config: Config, spec: BackboneSpec):
@@ -70,7 +79,8 @@ class DptHead(DepthHead):
         self.layers = layers_or_four(config.layers, spec, self.name)
         c = config.channels
         widths = [spec.widths[k] for k in self.layers]
-        self.readouts = nn.ModuleList(Readout(n, spec.pooled_width) for n in widths)
+        joined = global_widths(config.class_token, self.layers, spec, self.name)
+        self.readouts = nn.ModuleList(Readout(n, m) for n, m in zip(widths, joined))
         if spec.is_hierarchical:
             self.reassemble = nn.ModuleList(nn.Identity() for _ in widths)
         else:
@@ -94,10 +104,11 @@ class DptHead(DepthHead):
 
     def forward(self, features: Features) -> HeadOutput:
         """(B, 1, h, w) depth; within the range, but for a regression while it trains."""
+        vectors = global_vectors(self.config.class_token, self.layers, features)
         skips = [
-            conv(reassemble(readout(features.maps[k], features.pooled)))
-            for k, readout, reassemble, conv in zip(
-                self.layers, self.readouts, self.reassemble, self.convs
+            conv(reassemble(readout(features.maps[k], vector)))
+            for k, vector, readout, reassemble, conv in zip(
+                self.layers, vectors, self.readouts, self.reassemble, self.convs
             )
         ]
         x = self.fusions[0](skips[-1])
@@ -113,17 +124,17 @@ class DptHead(DepthHead):
 
 
 class Readout(nn.Module):
-    """``gelu(W [map, pooled] + b)`` in every cell: DPT's readout of kind "project"."""
+    """``gelu(W [map, vector] + b)`` in every cell: DPT's readout of kind "project"."""
 
-    def __init__(self, c: int, c_pooled: int):
+    def __init__(self, c: int, c_global: int):
         super().__init__()
         # One matrix in two parts: the global part is the same in every cell.
         self.local = nn.Conv2d(c, c, 1)
-        self.globally = nn.Linear(c_pooled, c, bias=False)
+        self.globally = nn.Linear(c_global, c, bias=False)
 
-    def forward(self, x: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """(B, C, h, w) and (B, P) to (B, C, h, w)."""
-        return F.gelu(self.local(x) + self.globally(pooled)[:, :, None, None])
+    def forward(self, x: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) and (B, G) to (B, C, h, w)."""
+        return F.gelu(self.local(x) + self.globally(vector)[:, :, None, None])
 
 
 class Residual(nn.Module):

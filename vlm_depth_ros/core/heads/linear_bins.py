@@ -8,9 +8,9 @@ Theirs joins the maps, resizes them and convolves. A 1x1 convolution and a bilin
 linear and commute, so here each map has its share of the convolution at its own grid and only
 the logits are resized: the same function for a sixteenth of the products.
 
-Ours: the global vector is ``Features.pooled`` (the study has each layer's own class token, which
-`Features` does not carry), joined once; and hierarchical towers, where four layers are the deepest
-maps of strides 4, 8, 16 and 32, and one layer is the last map.
+Ours: by default the global vector is ``Features.pooled``, joined once, which every tower has (the
+study's, each layer's own class token: ``class_token='own'``); and hierarchical towers, where four
+layers are the deepest maps of strides 4, 8, 16 and 32, and one layer is the last map.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,11 @@ from vlm_depth_ros.core.bins import bin_depths_m, check_bins, expected_depth_m
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
+from vlm_depth_ros.core.heads.class_token import (
+    check_class_token,
+    global_vectors,
+    global_widths,
+)
 
 UPSAMPLE = 4
 FOUR_OF_12 = (3, 6, 9, 12)
@@ -45,6 +50,9 @@ class LinearBinsHead(DepthHead):
         layers: int | tuple[int, ...] = 4
         """1: the last layer; 4: the study's four; or a list of layer numbers, ascending."""
         num_bins: int = 256
+        class_token: str = 'pooled'
+        """The global vector: ``pooled`` of the tower, once; or ``own``, the raw class token of
+        each layer, the study's."""
         bins: str = 'uniform'
         """Depths spaced evenly (``uniform``, the study's) or evenly in the logarithm (``log``)."""
         depth_range_m: tuple[float, float] = (0.001, 10.0)
@@ -57,6 +65,7 @@ class LinearBinsHead(DepthHead):
                 or (isinstance(self.layers, tuple) and len(self.layers) > 0),
                 f'layers = {self.layers!r}: expected 1, 4 or a list of layer numbers.',
             )
+            check_class_token(self.class_token)
             check_bins(self.num_bins, self.bins, self.depth_range_m)
 
     def __init__(self, config: Config, spec: BackboneSpec):
@@ -69,7 +78,10 @@ class LinearBinsHead(DepthHead):
         self.local = nn.ModuleList(
             nn.Conv2d(spec.widths[k], config.num_bins, 1, bias=False) for k in self.layers
         )
-        self.globally = nn.Linear(spec.pooled_width, config.num_bins)
+        # One vector for all layers is joined once: more copies of its matrix say nothing new.
+        self._joined = self.layers[-1:] if config.class_token == 'pooled' else self.layers
+        widths = global_widths(config.class_token, self._joined, spec, self.name)
+        self.globally = nn.Linear(sum(widths), config.num_bins)
         depths_m = bin_depths_m(config.num_bins, config.bins, config.depth_range_m)
         self.register_buffer('depths_m', depths_m, persistent=False)
 
@@ -77,7 +89,8 @@ class LinearBinsHead(DepthHead):
         """(B, 1, h, w) depth within the range."""
         maps = [features.maps[k] for k in self.layers]
         hw = tuple(max(UPSAMPLE * maps[-1].shape[i], maps[0].shape[i]) for i in (-2, -1))
-        logits = self.globally(features.pooled)[:, :, None, None]
+        vectors = global_vectors(self.config.class_token, self._joined, features)
+        logits = self.globally(torch.cat(vectors, dim=1))[:, :, None, None]
         for x, project in zip(maps, self.local):
             logits = logits + resized(project(x), hw)
         return HeadOutput(expected_depth_m(logits, self.depths_m))
