@@ -2,8 +2,8 @@
 
 One file a view: the maps that the head reads, their class tokens, the pooled vector, and the depth
 that the view shows. A folder is named after everything that they depend on (tower, maps,
-precision, views, seed, the images' files and their times of change), so another recipe or a changed image
-never meets them, and runs that differ in the head alone share them.
+precision, views, seed, the images' files and their times of change), so another recipe or a
+changed image never meets them, and runs that differ in the head alone share them.
 """
 
 from collections.abc import Sequence
