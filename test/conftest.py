@@ -1,11 +1,9 @@
 """Settings that must stand before torch is loaded, and what several files of tests need."""
 
-import os
-
 import pytest
+from vlm_depth_ros.core.threads import nap_between_operations
 
-# As the command line sets it: threads that wait by spinning starve the others on a busy machine.
-os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+nap_between_operations()
 
 
 @pytest.fixture(scope='module')

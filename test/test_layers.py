@@ -17,7 +17,7 @@ SEES = {
 }
 # Inside core a module imports only what stands above it; those in one line do not meet.
 CORE_ORDER = (
-    ('errors',),
+    ('errors', 'threads'),
     ('config', 'colormap', 'features', 'checks', 'fingerprint', 'tower_change', 'rvl', 'texts'),
     ('lens', 'scale', 'mounting', 'compressed_depth', 'cloud_options', 'tower_naming'),
     ('geometry',),
@@ -75,7 +75,7 @@ TORCH_FREE = tuple(
     for n in (
         'errors', 'config', 'checks', 'lens', 'geometry', 'canonical', 'mounting', 'scale',
         'scale_ground', 'scale_ranges', 'options', 'cloud_options', 'compressed_depth', 'rvl',
-        'texts', 'frustum', 'camera_model',
+        'texts', 'frustum', 'camera_model', 'threads',
     )
 )  # fmt: skip
 QUIET = ('core/', 'files/')

@@ -17,7 +17,7 @@ from vlm_depth_ros.tools import bench_floor, bench_graph, bench_peers, bench_rep
 from vlm_depth_ros.tools.bench_compare import paired_rows
 from vlm_depth_ros.tools.bench_engines import call_of, Choice, choices_of, Foreign, unchecked
 from vlm_depth_ros.tools.bench_floor import Floor, floor_of, measure_rates, Rates, Work, work_of
-from vlm_depth_ros.tools.bench_machine import busy_s, is_idle
+from vlm_depth_ros.tools.bench_machine import busy_s, Load
 from vlm_depth_ros.tools.bench_measure import Bench, camera_rows, single_rows, size_rows
 from vlm_depth_ros.tools.bench_ours import Ours
 from vlm_depth_ros.tools.bench_timing import time_calls, WARM_UP
@@ -253,7 +253,14 @@ def test_a_peer_that_cannot_be_converted_is_told(monkeypatch):
 def test_work_of_others_is_read_from_proc():
     stat = 'cpu  100 20 30 4000 50 6 4 0 0 0\ncpu0 1 1 1 1 1 1 1 0 0 0\n'
     assert busy_s(stat) == pytest.approx(160 / 100)
-    assert is_idle(0.1, 0.01) and not is_idle(0.5, 0.01) and not is_idle(0.1, 0.2)
+
+
+@pytest.mark.parametrize('others_s, idle', [(0.8, True), (1.2, False)])
+def test_machine_was_idle_unless_others_took_a_twentieth_of_it(others_s, idle, monkeypatch):
+    moments = iter([(0.0, 5.0, 1.0), (10.0, 9.0 + others_s, 5.0)])
+    monkeypatch.setattr(Load, '_now', staticmethod(lambda: next(moments)))
+    monkeypatch.setattr('os.cpu_count', lambda: 2)
+    assert Load().found()['was_idle'] is idle
 
 
 def result(**change):

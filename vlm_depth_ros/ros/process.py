@@ -8,6 +8,7 @@ import sys
 import threading
 
 from vlm_depth_ros.core.errors import VlmDepthError
+from vlm_depth_ros.core.threads import nap_between_operations
 from vlm_depth_ros.ros.profile import use_large_segment
 
 DEADLINE_S = 1.6
@@ -116,9 +117,7 @@ def run(create_node: Callable[[Stop], object], args: list[str] | None = None) ->
         The exit code, 1 after an error, which is logged in one line. After a signal it does not
         return: the process ends with 0.
     """
-    # A thread that waits by spinning starves the others when the cores are shared (measured: 30
-    # times slower beside two busy processes). OpenMP reads this when torch is loaded.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    nap_between_operations()
     stop = Stop()
     stop.install_signals()
     warning = use_large_segment()

@@ -17,8 +17,6 @@ LIBRARIES = ('torch', 'numpy', 'openvino', 'onnxruntime', 'open_clip_torch', 'tr
              'ros-rclpy', 'rclpy')  # fmt: skip
 BUSY_SHARE = 0.05
 """Of all cores, taken by others during the run: from here on the machine was not idle."""
-BUSY_LOAD = 0.3
-"""Of the load average of the minute before the run, per core."""
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -62,18 +60,13 @@ class Load:
             'load_average_before': self._start,
             'load_average_after': os.getloadavg()[0],
             'others_share': others,
-            'was_idle': is_idle(self._start / cores, others),
+            'was_idle': others < BUSY_SHARE,
         }
 
     @staticmethod
     def _now() -> tuple[float, float, float]:
         """Wall time, busy seconds of all cores, and those of this process and its children."""
         return time.monotonic(), busy_s(), sum(os.times()[:4])
-
-
-def is_idle(load_per_core: float, others_share: float) -> bool:
-    """Whether figures of such a machine are worth anything."""
-    return load_per_core < BUSY_LOAD and others_share < BUSY_SHARE
 
 
 def busy_s(stat: str | None = None) -> float:

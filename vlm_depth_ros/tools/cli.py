@@ -3,11 +3,11 @@
 import argparse
 from importlib import import_module
 import logging
-import os
 import sys
 
 from vlm_depth_ros import __version__
 from vlm_depth_ros.core.errors import VlmDepthError
+from vlm_depth_ros.core.threads import nap_between_operations
 from vlm_depth_ros.tools.arguments import VERBS
 
 
@@ -24,9 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         add_flags(verbs.add_parser(name, help=summary, description=text))
     args = parser.parse_args(argv)
 
-    # A thread that waits by spinning starves the others when the cores are shared (measured:
-    # 40 times slower beside one busy process). OpenMP reads this when torch is loaded.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    nap_between_operations()
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     try:
         return import_module(f'vlm_depth_ros.tools.{args.verb.replace("-", "_")}').run(args)
