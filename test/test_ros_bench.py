@@ -78,15 +78,15 @@ def test_verb_measures_the_node_through_real_processes(tmp_path, monkeypatch, ca
     source, out = write_set(tmp_path / 'set', [1.5, 2.0]), tmp_path / 'out'
     flags = {
         'weights': weights, 'source': source, 'device': 'cpu', 'engines': 'eager', 'runs': 1,
-        'frames': 20, 'cameras': 2, 'param': 'cloud_stride:=1', 'json': tmp_path / 'found.json',
+        'frames': 200, 'cameras': 2, 'param': 'cloud_stride:=1', 'json': tmp_path / 'found.json',
         'out': out,
     }  # fmt: skip
     assert main(['benchmark', *(str(p) for k, v in flags.items() for p in (f'--{k}', v))]) == 0
     result = json.loads((tmp_path / 'found.json').read_text())
     assert result['not_measured'] == []
     (found,) = result['graph']
-    assert found['cameras'] == 2 and found['frames'] == 20
-    assert found['answered'] + found['missed'] == 20 and found['answered'] > 0
+    assert found['cameras'] == 2 and found['frames'] == 200
+    assert found['answered'] + found['missed'] == 200 and found['answered'] > 0
     offered = [step['offered_hz'] for step in found['saturation_steps']]
     assert offered == [10.0 * 2**i for i in range(len(offered))]
     assert found['played_hz'] == pytest.approx(0.8 * found['saturation_hz'])

@@ -11,7 +11,7 @@ from vlm_depth_ros.core.threads import nap_between_operations, WAITING
     [
         ({}, WAITING),
         ({'GOMP_SPINCOUNT': '7'}, WAITING | {'GOMP_SPINCOUNT': '7'}),
-        ({'OMP_WAIT_POLICY': 'PASSIVE'}, {'OMP_WAIT_POLICY': 'PASSIVE'}),
+        ({'OMP_WAIT_POLICY': 'ACTIVE'}, {'OMP_WAIT_POLICY': 'ACTIVE'}),
     ],
     ids=['by default', 'other count', 'other policy'],
 )

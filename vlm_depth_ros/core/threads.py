@@ -3,14 +3,14 @@
 import os
 
 WAITING = {
-    'OMP_WAIT_POLICY': 'ACTIVE',
-    # GNU's OpenMP, PyTorch's on Linux: a waiting thread looks so often, for some microseconds, and
-    # sleeps then. `pocket`'s operations are short: with no look at all two threads are slower than
-    # one, with very many they starve other processes (docs/performance.md). Passive waiting would
-    # allow none at all as soon as a second thread has run the network, as the node's worker does.
-    'GOMP_SPINCOUNT': '1000',
-    # LLVM's and Intel's: sleep at once. There, active alone means to look for ever.
-    'KMP_BLOCKTIME': '0',
+    # A thread that waits by spinning starves the others when the cores are shared (measured: 30
+    # times slower beside two busy processes).
+    'OMP_WAIT_POLICY': 'PASSIVE',
+    # So often a waiting thread of GNU's OpenMP, PyTorch's on Linux, looks before it sleeps: some
+    # microseconds, without which two threads are slower than one on short operations. GNU's keeps
+    # to it while no more threads than cores exist: at a desk, not in the node, whose worker is a
+    # second one that runs the network (docs/performance.md).
+    'GOMP_SPINCOUNT': '2000',
 }
 
 
