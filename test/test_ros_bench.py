@@ -62,7 +62,6 @@ def test_stamp_is_read_from_the_serialised_message(order, second):
     assert stamp_ns(cdr) == 12_000_000_034
 
 
-@pytest.mark.alone
 def test_verb_measures_the_node_through_real_processes(tmp_path, monkeypatch, capsys):
     """Two players, the node and the reader; every image gets a stamp of its own and a fate."""
     pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
