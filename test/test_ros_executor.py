@@ -1,5 +1,6 @@
 """The parameter `executor`: what it chooses, what it falls back to, and how signals end it."""
 
+from contextlib import ExitStack
 import importlib.util
 import signal
 import sys
@@ -13,7 +14,7 @@ pytest.importorskip('torch', reason='the node needs a network')
 import rclpy  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from ros_graph import DOMAIN_ID, Graph, image_message, wait_for  # noqa: E402
-from test_ros_process import Process, STAND_IN, START_S  # noqa: E402
+from test_ros_process import end_an_inference, Process, STAND_IN, START_S  # noqa: E402
 from vlm_depth_ros.core.errors import ConfigError  # noqa: E402
 from vlm_depth_ros.ros import executors  # noqa: E402
 from vlm_depth_ros.ros.executors import executor_for  # noqa: E402
@@ -159,13 +160,9 @@ def test_a_signal_ends_the_loading_of_weights_on_it_within_2_s(tmp_path):
 
 @has_events
 def test_a_signal_ends_a_running_inference_on_it_within_2_s(tmp_path):
-    with Graph(active=False) as graph:
-        command = [*STAND_IN, '30', '0', *EVENTS, '-r', 'image:=busy/image']
-        with Process(command, tmp_path / 'log') as node:
-            wait_for(lambda: graph.tester.count_subscribers('busy/image'), 'the node', START_S)
-            depth = graph.listen('depth/image_rect')
-            for _ in range(5):
-                graph.publish('busy/image', image_message())
-                time.sleep(0.1)
-            assert not depth
-            assert node.end_with(signal.SIGINT) < 2
+    with ExitStack() as ending:
+
+        def start(command: list[str]) -> Process:
+            return ending.enter_context(Process(command, tmp_path / 'log'))
+
+        assert end_an_inference(start, signal.SIGINT, *EVENTS[1:]) < 2

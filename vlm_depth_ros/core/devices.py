@@ -27,6 +27,13 @@ def choose_device(name: str, num_cuda: int) -> torch.device:
     return device
 
 
+def precision_on(device_type: str, wanted: str) -> str:
+    """The precision behind that of a `RuntimeConfig`: auto is fp16 on CUDA, fp32 elsewhere."""
+    if wanted != 'auto':
+        return wanted
+    return 'fp16' if device_type == 'cuda' else 'fp32'
+
+
 def device_of_tower(tower: nn.Module, wanted: str) -> torch.device:
     """Where a tower of somebody else is, if that is the device that a `RuntimeConfig` names.
 

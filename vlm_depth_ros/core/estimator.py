@@ -15,7 +15,7 @@ from torch import nn
 from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.canonical import Seen, seen_by
 from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig
-from vlm_depth_ros.core.devices import choose_device, device_of_tower, DTYPES
+from vlm_depth_ros.core.devices import choose_device, device_of_tower, DTYPES, precision_on
 from vlm_depth_ros.core.engines import engine_of
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.exported import ExportedModel, SUFFIX
@@ -82,9 +82,7 @@ class DepthEstimator:
         ours = model if owns_tower else model.head
         ours.to(self.device, memory_format=torch.channels_last)
         self._model = model.eval()
-        precision = runtime.precision
-        if precision == 'auto':
-            precision = 'fp16' if self.device.type == 'cuda' else 'fp32'
+        precision = precision_on(self.device.type, runtime.precision)
         self.name, self.precision = name or type(model).__name__, precision
         if isinstance(model, ExportedModel):
             self._network = model

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import nn
 from vlm_depth_ros.core.config import from_mapping, ModelConfig, RuntimeConfig
+from vlm_depth_ros.core.devices import precision_on
 from vlm_depth_ros.core.engines import CONVERTED, Engine, installed
 from vlm_depth_ros.core.errors import (
     ConfigError,
@@ -51,7 +52,7 @@ class ExportedModel(nn.Module):
         self.card, self.config, spec = read_record(metadata, path)
         self.backbone = SimpleNamespace(spec=spec)
         name = _engine_name(runtime, path)
-        precision = 'fp32' if runtime.precision == 'auto' else runtime.precision
+        precision = precision_on('cpu', runtime.precision)
         try:
             self._engine = Engine(CONVERTED[name](path, precision))
             found = self._engine(torch.zeros(1, 3, *spec.input_hw))

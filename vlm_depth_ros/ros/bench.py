@@ -20,6 +20,7 @@ from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.source import open_source
 from vlm_depth_ros.ros.bench_figures import cpu_s, rate_hz, time_figures
 from vlm_depth_ros.ros.demo import (
+    add_node_flags,
     check_alive,
     guarded,
     player_name,
@@ -48,12 +49,9 @@ PATIENCE_S = 60.0
 def main(argv: list[str] | None = None) -> int:
     """Measure; 0 when the figures were written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--source', required=True, help='pairs.csv folder, images, video or bag')
+    add_node_flags(parser)
     parser.add_argument('--out', type=Path, required=True, help='folder for the logs')
     parser.add_argument('--json', type=Path, required=True, help='file for the figures')
-    parser.add_argument('--weights', default='pocket')
-    parser.add_argument('--device', default='auto')
-    parser.add_argument('--param', action='append', default=[], metavar='NAME:=VALUE')
     parser.add_argument('--cameras', type=int, default=1)
     parser.add_argument('--frames', type=int, default=300, help='of all cameras together')
     return guarded('bench', run, parser.parse_args(argv))

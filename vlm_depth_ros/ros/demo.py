@@ -34,19 +34,24 @@ QUIET_S = 1.0
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; 0 when a recording was written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--source', required=True, help='pairs.csv folder, images, video or bag')
+    add_node_flags(parser)
     parser.add_argument('--out', type=Path, default=Path('demo_out'))
+    parser.add_argument(
+        '--rate-hz', type=float, default=0.0,
+        help='play at this rate instead of at the rate that the warm-up finds',
+    )  # fmt: skip
+    return guarded('demo', run, parser.parse_args(argv))
+
+
+def add_node_flags(parser: argparse.ArgumentParser) -> None:
+    """What is played, and the parameters of the node that answers."""
+    parser.add_argument('--source', required=True, help='pairs.csv folder, images, video or bag')
     parser.add_argument('--weights', default='pocket')
     parser.add_argument('--device', default='auto')
     parser.add_argument(
         '--param', action='append', default=[], metavar='NAME:=VALUE',
         help='any other parameter of the node, such as cloud_stride:=1; may be repeated',
     )  # fmt: skip
-    parser.add_argument(
-        '--rate-hz', type=float, default=0.0,
-        help='play at this rate instead of at the rate that the warm-up finds',
-    )  # fmt: skip
-    return guarded('demo', run, parser.parse_args(argv))
 
 
 def guarded(name: str, action: Callable, args: argparse.Namespace) -> int:

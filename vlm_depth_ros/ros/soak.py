@@ -11,7 +11,14 @@ from pathlib import Path
 import time
 
 from rich.console import Console
-from vlm_depth_ros.ros.demo import guarded, spin, start_node, start_player, wait_for_node
+from vlm_depth_ros.ros.demo import (
+    add_node_flags,
+    guarded,
+    spin,
+    start_node,
+    start_player,
+    wait_for_node,
+)
 
 PLAYED_HZ = 60.0
 SETTLE_S = 60.0
@@ -23,12 +30,9 @@ LARGEST_GROWTH = 0.01
 def main(argv: list[str] | None = None) -> int:
     """Run the soak; 1 if memory grew by more than 1 % after the first minute."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--source', required=True, help='pairs.csv folder, images, video or bag')
+    add_node_flags(parser)
     parser.add_argument('--minutes', type=float, default=10.0)
     parser.add_argument('--out', type=Path, default=Path('demo_out'))
-    parser.add_argument('--weights', default='pocket')
-    parser.add_argument('--device', default='auto')
-    parser.add_argument('--param', action='append', default=[], metavar='NAME:=VALUE')
     return guarded('soak', run, parser.parse_args(argv))
 
 

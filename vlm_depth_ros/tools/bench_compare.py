@@ -6,6 +6,7 @@ import gc
 
 import torch
 from torch import nn
+from vlm_depth_ros.core.errors import reason_of
 from vlm_depth_ros.files.source import SourceFrame
 from vlm_depth_ros.tools.bench_engines import call_of, Choice, unchecked
 from vlm_depth_ros.tools.bench_floor import floor_of, Work, work_of
@@ -64,7 +65,7 @@ def _rows_at(
     try:
         return paired_rows(about, calls, work_of(lambda: peer(image)), ours, bench), missing
     except RuntimeError as err:  # out of memory, of the machine or of the device
-        return [], [*missing, f'{what}: {str(err).strip().partition(chr(10))[0]}']
+        return [], [*missing, f'{what}: {reason_of(err)}']
 
 
 def _faithful_rows(

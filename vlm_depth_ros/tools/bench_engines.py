@@ -9,7 +9,7 @@ from torch import nn
 from vlm_depth_ros.core.config import ENGINES, RuntimeConfig
 from vlm_depth_ros.core.devices import DTYPES
 from vlm_depth_ros.core.engines import CONVERTED, Engine, engine_of, installed, OpenVino
-from vlm_depth_ros.core.errors import ConfigError
+from vlm_depth_ros.core.errors import ConfigError, reason_of
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported
 
@@ -142,7 +142,7 @@ def unchecked(
                 graph = graph or exported(model)
                 runs[choice] = Engine(CONVERTED[choice.engine](graph, choice.precision))
         except Exception as err:  # converters fail in ways of their own
-            failed[choice] = (str(err) or type(err).__name__).strip().partition('\n')[0]
+            failed[choice] = reason_of(err)
             log.warning('%s: %s', choice, failed[choice])
     return runs, failed
 

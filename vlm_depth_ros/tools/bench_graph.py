@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vlm_depth_ros.core.config import require, RuntimeConfig
+from vlm_depth_ros.core.devices import precision_on
 from vlm_depth_ros.tools.bench_floor import Floor
 
 MODULE = 'vlm_depth_ros.ros.bench'
@@ -62,10 +63,7 @@ def precision_of(params: list[str], device_type: str) -> str:
     for value in params:
         require(':=' in value, f'--param {value!r}: expected NAME:=VALUE.')
     precision = dict(value.split(':=', 1) for value in params).get('precision', 'auto')
-    precision = RuntimeConfig(precision=precision).precision
-    if precision == 'auto':
-        return 'fp16' if device_type == 'cuda' else 'fp32'
-    return precision
+    return precision_on(device_type, RuntimeConfig(precision=precision).precision)
 
 
 def graph_row(found: dict[str, Any], floor: Floor) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import os
-import statistics
-import time
 from typing import Any
 import weakref
 
@@ -12,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 from vlm_depth_ros.core.config import RuntimeConfig
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.model import DepthModel
-from vlm_depth_ros.tools.progress import steps
+from vlm_depth_ros.tools.bench_floor import work_of
+from vlm_depth_ros.tools.bench_timing import clock_of, time_calls
 
 ON_CPU = RuntimeConfig(device='cpu', precision='fp32')
 IMAGE_HW = (480, 640)
@@ -51,7 +49,7 @@ def head_costs(models: Sequence[DepthModel], rounds: int = ROUNDS) -> list[HeadC
 
     Args:
         models: As `load_model` answers them; they end on the CPU.
-        rounds: How many times each is timed, after a first run that is not.
+        rounds: How many times each is timed, after the first rounds, which are not.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count())  # torchrun leaves one
@@ -73,18 +71,12 @@ def _measured(models: Sequence[DepthModel], rounds: int) -> list[HeadCosts]:
         timed += [_call(model.head, features), _call(estimator, grey)]
         counted.append({
             'parameters': sum(p.numel() for p in model.head.parameters()),
-            'head_flops': _flops(timed[-2]),
-            'flops': _flops(_call(model, image)),
+            'head_flops': work_of(timed[-2]).flops,
+            'flops': work_of(_call(model, image)).flops,
             'head_bytes': peak_bytes(timed[-2]),
         })  # fmt: skip
-    ms = [[] for _ in timed]
-    for number in steps(range(rounds + 1), 'timing'):
-        for call, found in zip(timed, ms):
-            start_s = time.perf_counter()
-            call()
-            if number:
-                found.append((time.perf_counter() - start_s) * 1e3)
-    medians = iter(map(statistics.median, ms))
+    found = time_calls(dict(enumerate(timed)), rounds, clock_of(torch.device('cpu')))
+    medians = (found[place].median_ms for place in range(len(timed)))
     return [HeadCosts(**c, head_ms=next(medians), ms=next(medians)) for c in counted]
 
 
@@ -127,9 +119,3 @@ def _tensors(values) -> list[torch.Tensor]:
 
 def _call(function: Callable, *args) -> Callable[[], Any]:
     return lambda: function(*args)
-
-
-def _flops(call: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
