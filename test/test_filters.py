@@ -248,6 +248,7 @@ REFUSED = {
     'max_gradient': (-0.01, 1.5, NAN, None),
     'min_grazing_deg': (-1, 61, NAN),
     'edge_ratio': (-1, 0.9, 1, 11, NAN, 'x'),
+    'guide_px': (-1, 17, 1.5, NAN, None),
     'border': ((0, 0, 0), (0.5, 0.5, 0, 0), (0, 0, -0.1, 0), (0, 0, 1, 0), (NAN, 0, 0, 0), 0.1),
 }
 

@@ -30,9 +30,9 @@ def frame(**fields):
     return Frame(rgb=IMAGE, camera=CAMERA, wants=EVERYTHING, **fields)
 
 
-def refine(depth, options, confidence=None, mask=None, **fields):
+def refine(depth, options, confidence=None, mask=None, rgb=IMAGE, **fields):
     """Published depth (48, 64) of a network that says `depth` (h, w)."""
-    image = torch.from_numpy(IMAGE).permute(2, 0, 1)
+    image = torch.from_numpy(rgb).permute(2, 0, 1)
     said = torch.as_tensor(depth, dtype=torch.float32)[None, None]
     if confidence is not None:
         confidence = torch.as_tensor(confidence, dtype=torch.float32)
@@ -136,6 +136,14 @@ def test_no_depth_is_invented_between_near_and_far():
     assert ((between > 1.01) & (between < 3.99)).any()
     kept = refine(small, OutputOptions(filter=FilterOptions(edge_ratio=1.5)))
     assert set(np.unique(kept)) == {1.0, 4.0}
+
+
+def test_a_guide_lets_depth_end_where_the_picture_changes():
+    grey = np.zeros((48, 64, 3), np.uint8)
+    grey[:, 30:] = 255
+    soft = np.tile(np.interp(np.arange(16), [5.5, 9.5], [1.0, 3.0]), (12, 1))
+    options = OutputOptions(filter=FilterOptions(guide_px=3))
+    assert np.abs(np.diff(refine(soft, options, rgb=grey)[24])).argmax() == 29
 
 
 def test_each_published_value_is_a_depth_in_range_or_nan_or_beyond():

@@ -37,12 +37,16 @@ class FilterOptions:
     edge_ratio: float = 0.0
     """Neighbours whose depths differ by more than this factor are not blended when depth is
     enlarged (`upsample_keeping_edges`)."""
+    guide_px: int = 0
+    """Depth is enlarged along the edges of the picture instead (`upsample_guided`): half of the
+    window, in pixels of the network's own depth."""
 
     BOUNDS: ClassVar = {
         'min_confidence': (0.0, 1.0),
         'max_gradient': (0.0, 1.0),
         'min_grazing_deg': (0.0, 60.0),
     }
+    MOST_GUIDE_PX: ClassVar = 16
 
     def __post_init__(self):
         """Check every bound."""
@@ -54,6 +58,11 @@ class FilterOptions:
         require(
             self.edge_ratio == 0 or (_is_number(self.edge_ratio) and 1 < self.edge_ratio <= 10),
             f'edge_ratio = {self.edge_ratio!r}: expected 0 (off), or above 1 and up to 10.',
+        )
+        require(
+            isinstance(self.guide_px, Integral) and 0 <= self.guide_px <= self.MOST_GUIDE_PX,
+            f'guide_px = {self.guide_px!r}: expected 0 (off), or up to {self.MOST_GUIDE_PX} '
+            "pixels of the network's depth.",
         )
         self._check_border()
 

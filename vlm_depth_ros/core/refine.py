@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.filters import apply_filters, upsample_keeping_edges
 from vlm_depth_ros.core.frames import Frame
+from vlm_depth_ros.core.guided import upsample_guided
 from vlm_depth_ros.core.options import OutputOptions
 from vlm_depth_ros.core.packing import gate_depth
 from vlm_depth_ros.core.preprocess import resize_rgb
@@ -45,12 +46,15 @@ def refined(
         track.follow(options)
         measure = partial(_measured, frame, mask, options=options)
         depth = track.in_metres(depth, measure, frame.stamp_s)
-    depth = upsample_keeping_edges(depth, hw, options.filter.edge_ratio)[0, 0]
+    picture = resize_rgb(image, hw) if options.filter.guide_px or options.temporal.weight else None
+    if options.filter.guide_px:
+        depth = upsample_guided(depth, picture, options.filter.guide_px)[0, 0]
+    else:
+        depth = upsample_keeping_edges(depth, hw, options.filter.edge_ratio)[0, 0]
     if mask is not None:
         seen = mask.view(hw[0], n, hw[1], n).all(dim=3).all(dim=1)
         depth = torch.where(seen, depth, torch.nan)
     if track is not None and options.temporal.weight:
-        picture = resize_rgb(image, hw)
         depth = track.temporal(depth, picture, frame.stamp_s, frame.intrinsics)
     intrinsics = frame.intrinsics.resized(hw) if frame.intrinsics else None
     depth = apply_filters(depth, options.filter, intrinsics, confidence)

@@ -269,6 +269,9 @@ class NodeParams:
         'edge_ratio',
         'Depths that differ by more than this factor are not blended by enlarging; 0 is off.',
     )
+    filter_guide_px: int = _option(
+        'filter', 'guide_px', 'Depth follows the edges of the picture: half a window; 0 is off.'
+    )
     temporal_weight: float = _option(
         'temporal', 'weight', 'Share of the depth before where nothing changed; 0 is off.'
     )
