@@ -223,7 +223,8 @@ def test_step_that_is_not_finite_is_left_out(kind, data, recipe, monkeypatch, ca
 
     poison(monkeypatch, kind, steps=[1])
     monkeypatch.setattr(Stage, '_one_step', watched)
-    config = replace(read_recipe(recipe), check_every=4)
+    config = read_recipe(recipe)
+    config = replace(config, check_every=4, stages=config.stages[:1])
     training.train(config, data, data / 'poisoned.safetensors')
     assert seen['changed'] == []
     assert [r.message for r in caplog.records if 'the step is left out' in r.message]
@@ -396,7 +397,7 @@ def test_pocket_recipe_reads_and_keeps_the_data_rules():
     assert not {'tum_fr1_rpy', 'kitti_street'} & taken.keys()
 
 
-def test_pocket_free_is_the_same_recipe_without_a_photograph():
+def test_pocket_free_is_the_same_recipe_with_another_head_and_without_a_photograph():
     free, pocket = read_recipe(POCKET.with_name('pocket_free.yaml')), read_recipe(POCKET)
     assert {s['folder'] for s in (*free.sets, free.select)} == {'../../synthetic'}
     assert {s['folder'] for s in free.held_out} == {
@@ -405,7 +406,9 @@ def test_pocket_free_is_the_same_recipe_without_a_photograph():
     rows = [{i for a, b in s['rows'] for i in range(a, b)} for s in (*free.sets, free.select)]
     assert all(rows) and not rows[0] & rows[1]
     assert 'Apache' in free.licence
+    assert free.model['head']['name'] == 'space_clip'
     assert pocket == replace(
-        free, name=pocket.name, sets=pocket.sets, select=pocket.select, held_out=pocket.held_out,
+        free, name=pocket.name, model=free.model | {'head': pocket.model['head']},
+        sets=pocket.sets, select=pocket.select, held_out=pocket.held_out,
         licence=pocket.licence, notice=pocket.notice,
     )  # fmt: skip
