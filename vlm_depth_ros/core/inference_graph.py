@@ -1,18 +1,25 @@
 """A network as one graph for inference: depth and confidence of an image, nothing else.
 
-`torch.export` leaves out what only training reads (auxiliary heads, dropout); the batch, and the
-size of the input where the tower takes any, stay open.
+`torch.export` leaves out what only training reads (auxiliary heads, dropout), and a head may have
+another writing with fewer operations (`INFERENCE_HEADS`). The batch, and the size of the input
+where the tower takes any, stay open.
 """
 
+import copy
 import logging
 
 import torch
 from torch import nn
 from torch.export import Dim, export, ExportedProgram
 from vlm_depth_ros.core.errors import DependencyError
+from vlm_depth_ros.core.heads.space_clip import SpaceClipHead
+from vlm_depth_ros.core.heads.space_clip_inference import SpaceClipInference
 
 IMAGE, DEPTH, CONFIDENCE = 'image', 'depth_m', 'confidence'
 """Names of the input and of the outputs; a head without a confidence leaves the last one out."""
+
+INFERENCE_HEADS: dict[type[nn.Module], type[nn.Module]] = {SpaceClipHead: SpaceClipInference}
+"""What answers as a head does in evaluation mode, built from it; other heads go as they are."""
 
 
 class DepthOnly(nn.Module):
@@ -29,8 +36,23 @@ class DepthOnly(nn.Module):
         return tuple(answer for answer in answers if answer is not None)
 
 
+def for_inference(model: nn.Module) -> nn.Module:
+    """A `DepthModel` that answers as `model` does, by fewer operations where its head allows.
+
+    It shares tower, card and configuration with `model`, which stays as it is; weights that are
+    loaded into `model` later do not reach its head.
+    """
+    rewriting = INFERENCE_HEADS.get(type(model.head))
+    if rewriting is None:
+        return model
+    lean = copy.copy(model)
+    lean._modules = dict(model._modules)  # a shallow copy would put the head into both
+    lean.head = rewriting(model.head)
+    return lean
+
+
 def exported(model: nn.Module) -> ExportedProgram:
-    """The graph of a `DepthModel` in evaluation mode, in fp32, on the device where it is.
+    """The graph of `for_inference` of a `DepthModel`, in fp32, on the device where it is.
 
     Whatever `torch.export` raises where it cannot follow a network goes through.
     """
@@ -40,9 +62,10 @@ def exported(model: nn.Module) -> ExportedProgram:
         open_sizes[2] = spec.size_multiple * Dim('rows', min=1)
         open_sizes[3] = spec.size_multiple * Dim('columns', min=1)
     device = next(model.parameters()).device
+    network = DepthOnly(for_inference(model))
     image = torch.zeros(2, 3, *spec.input_hw, device=device)  # a batch of 1 would be a constant
     with torch.no_grad():
-        return export(DepthOnly(model), (image,), dynamic_shapes={IMAGE: open_sizes})
+        return export(network, (image,), dynamic_shapes={IMAGE: open_sizes})
 
 
 def onnx_program(program: ExportedProgram) -> 'torch.onnx.ONNXProgram':

@@ -188,7 +188,7 @@ class SpaceClipHead(DepthHead):
     def _structures(self, features: Features, trunk_hw: torch.Size) -> list[torch.Tensor]:
         if not self.structural:
             return []
-        x = _resize(features.maps[self.structural[0]], trunk_hw)
+        x = resized(features.maps[self.structural[0]], trunk_hw)
         found = []
         for k, project, block in zip(
             self.structural, self.structural_path_projections, self.structural_decoder_blocks
@@ -252,7 +252,7 @@ class SemanticBlock(nn.Module):
     ) -> torch.Tensor:
         """(B, c_in, h, w) to (B, c, 2h, 2w)."""
         up = self.upsample_low(x)
-        parts = [up, _resize(skip, up.shape[-2:]) * (1 + self.skip_clip_gate(up))]
+        parts = [up, resized(skip, up.shape[-2:]) * (1 + self.skip_clip_gate(up))]
         if structure is not None:
             parts.append(structure * (1 + self.skip_struct_gate(up)))
         return self.fusion_conv(torch.cat(parts, dim=1))
@@ -269,7 +269,7 @@ class StructuralBlock(nn.Module):
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """(B, c_in, h, w) to (B, c, 2h, 2w)."""
         up = self.upsample_low(x)
-        return self.fusion_conv(torch.cat([up, _resize(skip, up.shape[-2:])], dim=1))
+        return self.fusion_conv(torch.cat([up, resized(skip, up.shape[-2:])], dim=1))
 
 
 def _conv_bn_relu(c_in: int, c_out: int) -> tuple[nn.Module, ...]:
@@ -277,7 +277,8 @@ def _conv_bn_relu(c_in: int, c_out: int) -> tuple[nn.Module, ...]:
     return conv, nn.BatchNorm2d(c_out), nn.ReLU()
 
 
-def _resize(x: torch.Tensor, hw: torch.Size) -> torch.Tensor:
+def resized(x: torch.Tensor, hw: torch.Size) -> torch.Tensor:
+    """(B, C, h, w) to the grid `hw`, bilinear."""
     if x.shape[-2:] == hw:
         return x
     return F.interpolate(x, size=hw, mode='bilinear', align_corners=False)
