@@ -17,25 +17,29 @@ SEES = {
 }
 # Inside core a module imports only what stands above it; those in one line do not meet.
 CORE_ORDER = (
-    ('errors', 'threads'),
+    ('errors', 'threads', 'exact_fp32'),
+    ('device_failures',),
     ('config', 'colormap', 'features', 'checks', 'fingerprint', 'tower_change', 'rvl', 'texts'),
     ('lens', 'scale', 'mounting', 'compressed_depth', 'cloud_options', 'tower_naming'),
     ('geometry',),
     ('frustum', 'camera_model'),
     ('preprocess', 'clouds', 'towers', 'devices', 'canonical', 'scale_ground', 'scale_ranges'),
     ('packing', 'scan', 'tower_module', 'options'),
-    ('filters', 'temporal'),
+    ('filters', 'guided', 'temporal'),
     ('tower_state',),
     ('backbone', 'bins', 'confidence'),
     ('blip2_tower',),
     ('heads',),
     ('model', 'predictions', 'track', 'inference_graph'),
+    ('graph_cache', 'compiled'),
     ('engines',),
-    ('exported',),
+    ('exported', 'trial', 'half_precision'),
+    ('first_way',),
     ('frames',),
     ('refine',),
     ('outputs',),
     ('estimator',),
+    ('faster_engines',),
 )
 CORE_LEVEL = {name: level for level, names in enumerate(CORE_ORDER) for name in names}
 
@@ -60,8 +64,8 @@ FENCES = {
     'transformers': ('core/blip2_tower.py', 'tools/bench_peers.py'),
     'rosbags': ('files/bags.py',),
     'openvino': ('core/engines.py',),
-    'onnxruntime': ('core/engines.py', 'tools/teacher.py'),
-    'onnx': ('core/inference_graph.py',),
+    'onnxruntime': ('core/engines.py', 'tools/quantize.py', 'tools/teacher.py'),
+    'onnx': ('core/inference_graph.py', 'tools/quantize.py'),
     'onnxscript': ('core/inference_graph.py',),
     'launch': (),
     'launch_ros': (),

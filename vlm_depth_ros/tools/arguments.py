@@ -183,25 +183,33 @@ def export(parser: ArgumentParser) -> None:
         '--images', type=Path, metavar='DIR',
         help='compare with eager on the first images of this folder (default: rendered pictures)',
     )  # fmt: skip
+    parser.add_argument(
+        '--int8', action='store_true',
+        help='.onnx in 8 bits, ranges and comparison from the photographs of --images (a folder, '
+        'pairs.csv folder, video or bag); kept only if the depth stays',
+    )  # fmt: skip
     parser.add_argument('--json', type=Path, help='write the differences here')
 
 
 def benchmark(parser: ArgumentParser) -> None:
     """Flags of ``vlm-depth benchmark``."""
-    parser.add_argument('--weights', default='pocket', help='shipped name or file')
+    parser.add_argument('--weights', default='pocket', help='shipped name or file, .onnx too')
     _tower_weights(parser)
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:N')
     parser.add_argument(
         '--engines', metavar='A,B', help='as eager,openvino (default: eager, and what is '
         'installed; compiled only where named)',
     )  # fmt: skip
-    parser.add_argument('--runs', type=int, default=50, help='of each call (default 50)')
+    parser.add_argument(
+        '--runs', type=int, default=300,
+        help='of each call, as far as a minute a table reaches (default 300)',
+    )  # fmt: skip
     parser.add_argument(
         '--source', type=Path, help='camera images: pairs.csv folder, images, video or bag '
         '(default: 480x640 pictures, rendered)',
     )  # fmt: skip
     parser.add_argument(
-        '--frames', type=int, default=300, help='through the node (default 300; 0: no node)'
+        '--frames', type=int, default=300, help='of each camera (default 300; 0: no node)'
     )
     parser.add_argument(
         '--param', action='append', default=[], metavar='NAME:=VALUE',
@@ -212,7 +220,7 @@ def benchmark(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         '--input-sizes', metavar='PX,PX', help='sides of square inputs, as 224,288,384,512: the '
-        'network alone',
+        'network alone, random weights for a transformer',
     )  # fmt: skip
     parser.add_argument(
         '--peers', nargs='*', metavar='NAME', help='beside networks of others with random '

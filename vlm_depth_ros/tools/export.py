@@ -1,7 +1,9 @@
 """The verb `export`: a weights file as one ONNX or torch.export file, compared after writing."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 import json
 from pathlib import Path
 
@@ -17,13 +19,23 @@ from vlm_depth_ros.core.errors import (
     VlmDepthError,
     WeightsError,
 )
-from vlm_depth_ros.core.exported import ExportedModel, record_of
+from vlm_depth_ros.core.exported import ExportedModel, record_of, SUFFIX
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported, onnx_program
 from vlm_depth_ros.core.model import DepthModel, load_model
 from vlm_depth_ros.core.preprocess import network_input
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.images import list_images, load_rgb
+from vlm_depth_ros.files.source import SourceFrame
+from vlm_depth_ros.tools.bench_engines import PRECISIONS
+from vlm_depth_ros.tools.quantize import (
+    Loss,
+    loss_of,
+    MOST_DIFFERENCE,
+    MOST_RISE,
+    photographs_of,
+    quantise,
+)
 from vlm_depth_ros.tools.scene import random_scene
 from vlm_depth_ros.tools.viewpoints import random_camera
 
@@ -58,17 +70,11 @@ def export_model(
         raise ConfigError(f'{out}: expected a name that ends in {" or ".join(WRITERS)}.')
     write, networks_of = WRITERS[out.suffix]
     with atomic_file(out) as partial:
-        try:
+        with _telling_what_failed(model, out.suffix):
             write(exported(model), model, partial)
-        except (VlmDepthError, OSError):
-            raise
-        except Exception as err:  # exporters fail in ways of their own
-            raise WeightsError(
-                f'{model.card.name}: this network cannot be exported as {out.suffix} '
-                f'({reason_of(err)}). Run its .safetensors file.'
-            ) from err
+        batches = _batches(model, images)
         found = {
-            name: _compared(model, network, images)
+            name: _compared(model, network, batches)
             for name, network in networks_of(partial).items()
         }
         for name, difference in found.items():
@@ -78,6 +84,65 @@ def export_model(
                     f'most {BOUNDS[FP32]:g}. Not written; run the .safetensors file.'
                 )
     return found
+
+
+def export_int8(model: DepthModel, out: Path, frames: list[SourceFrame]) -> dict[str, Loss]:
+    """Write a network in 8 bits; it stays only if that costs next to nothing in every engine.
+
+    Args:
+        model: As `load_model` answers it; on the CPU.
+        out: Ends in .onnx.
+        frames: Of `photographs_of`; every other one is for judging alone.
+
+    Returns:
+        What it costs, by engine and the precision of what is not in 8 bits.
+
+    Raises:
+        ConfigError: If `out` has another suffix.
+        DependencyError: If a library is missing.
+        WeightsError: If the network cannot be exported, or 8 bits cost more than `Loss` allows;
+            what was at `out` before is unchanged then.
+    """
+    if out.suffix != SUFFIX:
+        raise ConfigError(f'{out}: expected a name that ends in {SUFFIX} for --int8.')
+    ranging, judged = frames[::2], frames[1::2]
+    with atomic_file(out) as partial:
+        fp32 = partial.with_name(f'fp32{SUFFIX}')
+        with _telling_what_failed(model, f'{SUFFIX} in 8 bits'):
+            _write_onnx(exported(model), model, fp32)
+            hw = model.backbone.spec.input_hw
+            quantise(fp32, partial, _inputs(model, [frame.rgb for frame in ranging], hw))
+        batches = _batches(model, [frame.rgb for frame in judged])
+        found = {
+            f'{name} {precision}': loss_of(
+                model,
+                ExportedModel(partial, RuntimeConfig('cpu', precision, engine=name)),
+                batches,
+                judged,
+            )
+            for name in installed()
+            for precision in PRECISIONS['cpu'][name]
+        }
+        for name, loss in found.items():
+            if not loss.is_small:
+                raise WeightsError(
+                    f'{out}: in {name} it {loss}, expected at most {MOST_DIFFERENCE:.0%} in the '
+                    f'mean and {MOST_RISE:+.0%} of AbsRel. Not written; export without --int8.'
+                )
+    return found
+
+
+@contextmanager
+def _telling_what_failed(model: DepthModel, form: str) -> Iterator[None]:
+    try:
+        yield
+    except (VlmDepthError, OSError):
+        raise
+    except Exception as err:  # exporters fail in ways of their own
+        raise WeightsError(
+            f'{model.card.name}: this network cannot be exported as {form} '
+            f'({reason_of(err)}). Run its .safetensors file.'
+        ) from err
 
 
 def _write_onnx(program: ExportedProgram, model: DepthModel, path: Path) -> None:
@@ -110,21 +175,34 @@ WRITERS = {'.onnx': (_write_onnx, _onnx_networks), '.pt2': (_write_pt2, _pt2_net
 """Suffix: (what writes it, what can run it then)."""
 
 
-def _compared(model: DepthModel, network: Network, images: list[np.ndarray]) -> float:
-    """Largest difference: images one by one, together, and at a second size where one exists."""
-    spec = model.backbone.spec
-    mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
-    hw, step = spec.input_hw, spec.size_multiple if spec.is_hierarchical else 0
-    batches = []
-    for size in dict.fromkeys((hw, (hw[0] + step, hw[1] + step))):
-        singles = [
-            network_input(torch.from_numpy(rgb).permute(2, 0, 1)[None], size, mean, std)
-            for rgb in images
-        ]
-        batches += [*singles, torch.cat(singles)]
+def _compared(model: DepthModel, network: Network, batches: list[torch.Tensor]) -> float:
+    """Largest difference."""
     nearest_m = model.config.depth_range_m[0]
     with torch.inference_mode():
         return max(difference_of(model(b), network(b), nearest_m) for b in batches)
+
+
+def _batches(model: DepthModel, images: list[np.ndarray]) -> list[torch.Tensor]:
+    """Images one by one, together, and at a second size where one exists."""
+    spec = model.backbone.spec
+    hw, step = spec.input_hw, spec.size_multiple if spec.is_hierarchical else 0
+    batches = []
+    for size in dict.fromkeys((hw, (hw[0] + step, hw[1] + step))):
+        singles = _inputs(model, images, size)
+        batches += [*singles, torch.cat(singles)]
+    return batches
+
+
+def _inputs(
+    model: DepthModel, images: list[np.ndarray], hw: tuple[int, int]
+) -> list[torch.Tensor]:
+    """(1, 3, h, w) network inputs of (H, W, 3) uint8 RGB images."""
+    spec = model.backbone.spec
+    mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
+    return [
+        network_input(torch.from_numpy(rgb).permute(2, 0, 1)[None], hw, mean, std)
+        for rgb in images
+    ]
 
 
 def images_of(folder: Path | None) -> list[np.ndarray]:
@@ -151,24 +229,29 @@ def _drawn(number: int) -> np.ndarray:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file and print how far it is from eager."""
-    images = images_of(args.images)
+    images = photographs_of(args.images) if args.int8 else images_of(args.images)
     model = load_model(args.weights, tower_weights=args.tower_weights)
     model.requires_grad_(False)
-    found = export_model(model, args.out, images)
-    kind = f'images of {args.images}' if args.images else 'rendered pictures'
-    size_mb = args.out.stat().st_size / 1e6
-    print(f'{args.out}: {size_mb:.1f} MB, {len(images)} {kind}')
-    for name, difference in found.items():
-        print(f'  {name}: largest relative difference from eager fp32 {difference:.1e} '
-              f'(bound {BOUNDS[FP32]:g})')  # fmt: skip
-    if args.json:
+    if args.int8:
+        losses = export_int8(model, args.out, images)
+        lines = [f'{name}: {loss}' for name, loss in losses.items()]
         record = {
-            'file': str(args.out),
-            'size_mb': size_mb,
-            'images': len(images),
-            'bound': BOUNDS[FP32],
-            'largest_difference': found,
+            'bound': {'difference': MOST_DIFFERENCE, 'abs_rel_rise': MOST_RISE},
+            'int8': {name: asdict(loss) for name, loss in losses.items()},
         }
+    else:
+        found = export_model(model, args.out, images)
+        lines = [
+            f'{name}: largest relative difference from eager fp32 {difference:.1e} '
+            f'(bound {BOUNDS[FP32]:g})'
+            for name, difference in found.items()
+        ]
+        record = {'bound': BOUNDS[FP32], 'largest_difference': found}
+    size_mb = args.out.stat().st_size / 1e6
+    kind = f'images of {args.images}' if args.images else 'rendered pictures'
+    print(f'{args.out}: {size_mb:.1f} MB, {len(images)} {kind}', *lines, sep='\n  ')
+    if args.json:
+        record = {'file': str(args.out), 'size_mb': size_mb, 'images': len(images), **record}
         with atomic_file(args.json) as path:
             path.write_text(json.dumps(record, indent=2) + '\n')
     return 0
