@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from towers import picture
-from vlm_depth_ros.core import engines
+from vlm_depth_ros.core import engines, graph_cache
 from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig, TrainingCamera
-from vlm_depth_ros.core.engines import CONVERTED, difference_of, Engine, engine_of, OnnxRuntime
+from vlm_depth_ros.core.engines import CONVERTED, difference_of, Engine, engine_of
 from vlm_depth_ros.core.errors import ConfigError, DependencyError, WeightsError
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.geometry import CameraIntrinsics
@@ -53,21 +53,25 @@ def on_openvino(tiny, tiny_graph):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, 'exported', lambda model: tiny_graph)
         estimator = DepthEstimator(tiny, runtime('openvino'))
-    assert isinstance(estimator._network, Engine)
+    assert isinstance(estimator.ways.at_hand.network, Engine)
     return estimator
 
 
 @pytest.fixture(scope='module')
-def on_onnxruntime(tiny, tiny_graph):
+def on_onnxruntime(tiny):
     for library in ('onnxruntime', 'onnx', 'onnxscript'):
         pytest.importorskip(library)
-    return Engine(OnnxRuntime(tiny_graph, 'fp32'), tiny)
+    engine = engine_of(tiny, runtime('onnxruntime'), 'fp32', CPU)
+    assert isinstance(engine, Engine)
+    return engine
 
 
 @pytest.fixture
-def graph_of_none(monkeypatch):
+def graph_of_none(monkeypatch, tmp_path):
     """Spares the conversion where the test does not look at its result."""
     monkeypatch.setattr(engines, 'exported', lambda model: None)
+    monkeypatch.setattr(graph_cache, 'keep', lambda program, slot: program)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
 
 
 # --- the same answer ----------------------------------------------------------------------------
@@ -76,7 +80,8 @@ def graph_of_none(monkeypatch):
 @pytest.mark.parametrize('name', ['on_openvino', 'on_onnxruntime'])
 def test_engine_answers_every_batch_as_eager_does(name, tiny, request):
     engine = request.getfixturevalue(name)
-    engine = getattr(engine, '_network', engine)
+    if name == 'on_openvino':
+        engine = engine.ways.at_hand.network
     for count in (1, 3, 2):
         image = picture((64, 96), count, seed=count)
         with torch.inference_mode():
@@ -86,9 +91,10 @@ def test_engine_answers_every_batch_as_eager_does(name, tiny, request):
 
 
 def test_an_answer_outlives_the_next_one(on_openvino):
-    first = on_openvino._network(picture((64, 96), seed=1)).depth_m
+    network = on_openvino.ways.at_hand.network
+    first = network(picture((64, 96), seed=1)).depth_m
     kept = first.clone()
-    on_openvino._network(picture((64, 96), seed=2))
+    network(picture((64, 96), seed=2))
     torch.testing.assert_close(first, kept, rtol=0, atol=0)
 
 
@@ -103,7 +109,8 @@ def test_depth_is_that_of_eager_for_every_camera(on_openvino, tiny):
 def test_where_an_embedding_is_asked_for_eager_answers(on_openvino, tiny, monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     calls = []
-    monkeypatch.setattr(on_openvino._network, '_run', lambda batch: calls.append(batch))
+    network = on_openvino.ways.at_hand.network
+    monkeypatch.setattr(network, '_run', lambda batch: calls.append(batch))
     asked = on_openvino(image, want_embedding=True)
     expected = DepthEstimator(tiny)(image, want_embedding=True)
     np.testing.assert_array_equal(asked.embedding, expected.embedding)
@@ -218,8 +225,9 @@ def test_missing_library_is_one_line(name, tiny, monkeypatch):
     assert '\n' not in str(missing.value)
 
 
-def test_missing_onnxscript_is_one_line(tiny, tiny_graph, monkeypatch):
+def test_missing_onnxscript_is_one_line(tiny, tiny_graph, tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.setattr(engines, 'exported', lambda model: tiny_graph)
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
     with pytest.raises(DependencyError, match='ONNX is written by onnx and onnxscript'):
@@ -232,6 +240,14 @@ def test_precision_that_an_engine_lacks_is_refused(name, precision, tiny, graph_
     with pytest.raises(ConfigError) as refused:
         engine_of(tiny, runtime(name, precision=precision), precision, CPU)
     assert str(refused.value).startswith(f'precision = {precision!r}: engine {name} takes one of')
+
+
+def test_only_engines_that_know_the_precision_are_worth_a_conversion(monkeypatch):
+    monkeypatch.setattr(engines, '_is_installed', lambda name: True)
+    assert engines.convertible('fp32') == ['openvino', 'onnxruntime']
+    assert engines.convertible('bf16') == ['openvino'] and engines.convertible('fp16') == []
+    monkeypatch.setattr(engines, '_is_installed', lambda name: name != 'onnxscript')
+    assert engines.convertible('fp32') == []
 
 
 def test_engine_of_the_cpu_is_refused_on_another_device(tiny):

@@ -153,12 +153,13 @@ class RuntimeConfig:
     device: str = 'auto'
     """``auto`` takes CUDA where there is one; ``cuda:1`` names a device."""
     precision: str = 'auto'
-    """``auto`` is fp32 on the CPU and fp16 on CUDA."""
+    """``auto`` is fp16 on a GPU of compute capability 7.0 or more, else fp32."""
     compile: str = 'auto'
     """``on`` is another word for the engine ``compiled``; ``auto`` and ``off`` are not."""
     engine: str = 'auto'
     """What runs the network (`core.engines`). ``auto`` is eager, which needs no conversion at
-    start; of an exported file it is the first of openvino and onnxruntime that is installed."""
+    start; the node replaces it while it runs, if another is faster (`core.trial`). Of an exported
+    file ``auto`` is the first of openvino and onnxruntime that is installed."""
     tower_weights: str = ''
     """File with the frozen tower, in open_clip's or Hugging Face's naming. Empty: what the weights
     file embeds, else the towers folder, else open_clip's download."""
@@ -183,7 +184,7 @@ class RuntimeConfig:
 
     @property
     def engine_name(self) -> str:
-        """The engine that runs a weights file."""
+        """The engine that runs a weights file, or runs it first."""
         if self.engine != 'auto':
             return self.engine
         return 'compiled' if self.compile == 'on' else 'eager'

@@ -1,11 +1,14 @@
 """Where a network runs, and in which precision."""
 
+import logging
 from pathlib import Path
 import resource
 
 import torch
 from torch import nn
 from vlm_depth_ros.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
@@ -27,11 +30,72 @@ def choose_device(name: str, num_cuda: int) -> torch.device:
     return device
 
 
-def precision_on(device_type: str, wanted: str) -> str:
-    """The precision behind that of a `RuntimeConfig`: auto is fp16 on CUDA, fp32 elsewhere."""
-    if wanted != 'auto':
-        return wanted
-    return 'fp16' if device_type == 'cuda' else 'fp32'
+def num_cuda() -> int:
+    """How many CUDA devices work here: none where the driver is too old for this torch."""
+    # The count alone may come from the driver's library, which sees devices that torch cannot use.
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a CUDA device; None for other devices."""
+    return torch.cuda.get_device_capability(device) if device.type == 'cuda' else None
+
+
+HARDWARE = {'fp16': (5, 3), 'bf16': (8, 0)}
+"""The compute capability from which on a GPU calculates in a precision."""
+FAST_FP16 = (7, 0)
+"""From here on GPUs have tensor cores; before, fp16 gains little, or is far slower (6.1)."""
+
+
+def precision_on(
+    device_type: str, wanted: str, capability: tuple[int, int] | None = None
+) -> str:
+    """The precision behind that of a `RuntimeConfig`: auto is fp16 on a fast GPU, else fp32.
+
+    Args:
+        device_type: ``cpu``, ``cuda``, ...
+        wanted: As in `RuntimeConfig`.
+        capability: Of a CUDA device; None: it is taken for one that has everything.
+
+    Raises:
+        ConfigError: If the GPU does not have what is wanted.
+    """
+    has = capability or (99, 0)
+    if wanted == 'auto':
+        return 'fp16' if device_type == 'cuda' and has >= FAST_FP16 else 'fp32'
+    needs = HARDWARE.get(wanted, (0, 0))
+    if device_type == 'cuda' and has < needs:
+        raise ConfigError(
+            f'precision = {wanted!r}: this GPU has compute capability {has[0]}.{has[1]}, '
+            f'{wanted} takes {needs[0]}.{needs[1]}. Set precision: auto, or fp32.'
+        )
+    return wanted
+
+
+def warn_of_idle_gpu(path: Path, wanted: str, num_cuda: int) -> None:
+    """Say that an exported file leaves a GPU idle that nobody ruled out.
+
+    Args:
+        path: The file.
+        wanted: Device of the `RuntimeConfig`.
+        num_cuda: How many there are.
+    """
+    if wanted == 'auto' and num_cuda:
+        log.warning(
+            '%s runs on the CPU, as every exported file does, and the GPU is not used. Give the '
+            '.safetensors file to use it, or set device: cpu if this is meant.', path
+        )  # fmt: skip
+
+
+def num_threads() -> int:
+    """How many threads PyTorch's operations have that the calling thread runs on a CPU."""
+    return torch.get_num_threads()
+
+
+def use_threads(count: int) -> None:
+    """Give them so many; those of other threads keep theirs, new threads begin with `count`."""
+    if count != torch.get_num_threads():
+        torch.set_num_threads(count)
 
 
 def device_of_tower(tower: nn.Module, wanted: str) -> torch.device:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from vlm_depth_ros.core import graph_cache
+from vlm_depth_ros.core.compiled import Compiled
 from vlm_depth_ros.core.config import RuntimeConfig
 from vlm_depth_ros.core.devices import DTYPES
 from vlm_depth_ros.core.errors import (
@@ -23,6 +25,7 @@ from vlm_depth_ros.core.errors import (
     VlmDepthError,
     WeightsError,
 )
+from vlm_depth_ros.core.exact_fp32 import exact_fp32
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported, onnx_program
 
@@ -68,10 +71,12 @@ class OpenVino:
 class OnnxRuntime:
     """ONNX Runtime on the CPU."""
 
+    PRECISIONS = ('fp32',)
+
     def __init__(self, source: ExportedProgram | Path, precision: str):
         """Convert and load; `source` is a graph or an ONNX file."""
-        if precision != 'fp32':
-            raise ConfigError(_precision_refused('onnxruntime', precision, ('fp32',)))
+        if precision not in self.PRECISIONS:
+            raise ConfigError(_precision_refused('onnxruntime', precision, self.PRECISIONS))
         onnxruntime = _library('onnxruntime')
         if isinstance(source, Path):
             model = str(source)
@@ -141,26 +146,62 @@ def engine_of(
     if name in CONVERTED and device.type != 'cpu':
         raise ConfigError(f'engine = {name!r} runs on the CPU, but the device is {device}. Set '
                           'device: cpu, or engine: auto.')  # fmt: skip
-    if name in CONVERTED:
-        _library(name)
     try:
         if name == 'compiled':
-            engine = torch.compile(model)
+            return _checked(name, lambda: Compiled(model), model, precision, device)
+        _library(name)
+        return _converted(name, model, precision)
+    except _UnfitError as err:
+        log.warning('engine %s: eager goes on.', err)
+        return model
+
+
+class _UnfitError(Exception):
+    """An engine cannot run a network, or answers something else."""
+
+
+def _converted(name: str, model: nn.Module, precision: str) -> 'Engine':
+    """One of `CONVERTED`, from the cache where the graph lies there and is sound."""
+
+    def engine_from(find: Callable[[], ExportedProgram | Path]) -> Engine:
+        def make() -> Engine:
+            return Engine(CONVERTED[name](find(), precision), model)
+
+        return _checked(name, make, model, precision, torch.device('cpu'))
+
+    slot = graph_cache.slot_of(model)
+    if slot.is_file():
+        try:
+            engine = engine_from(lambda: slot)
+        except _UnfitError as err:
+            log.warning('%s is dropped, and the network converted again: engine %s.', slot, err)
+            graph_cache.drop(slot)
         else:
-            engine = Engine(CONVERTED[name](exported(model), precision), model)
+            graph_cache.mark_used(slot)
+            return engine
+    return engine_from(lambda: graph_cache.keep(exported(model), slot))
+
+
+def _checked(
+    name: str,
+    make: Callable[[], Callable[..., HeadOutput]],
+    model: nn.Module,
+    precision: str,
+    device: torch.device,
+) -> Callable[..., HeadOutput]:
+    """What `make` makes, if it answers as eager fp32 does."""
+    try:
+        engine = make()
         difference = largest_difference(model, engine, precision, device)
     except VlmDepthError:
         raise
     except Exception as err:  # compilers and converters fail in ways of their own
-        reason = reason_of(err)
-        log.warning('engine %s cannot run this network (%s): eager goes on.', name, reason)
-        return model
+        raise _UnfitError(f'{name} cannot run this network ({reason_of(err)})') from err
     if not difference <= BOUNDS[precision]:
-        log.warning(
-            'engine %s in %s differs from eager fp32 by %.2g of the depth, more than %g: eager '
-            'goes on.', name, precision, difference, BOUNDS[precision],
-        )  # fmt: skip
-        return model
+        raise _UnfitError(
+            f'{name} in {precision} differs from eager fp32 by {difference:.2g} of the depth, '
+            f'more than {BOUNDS[precision]:g}'
+        )
     return engine
 
 
@@ -179,7 +220,7 @@ def largest_difference(
     largest = 0.0
     for shape in ((1, 3, height, width), (2, 3, height + grow, width + grow)):
         image = torch.randn(shape, generator=noise).to(device)
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_fp32():
             expected = model(image)
             with torch.autocast(device.type, DTYPES[precision], enabled=precision != 'fp32'):
                 found = engine(image)
@@ -209,12 +250,20 @@ def difference_of(expected: HeadOutput, found: HeadOutput, nearest_m: float) -> 
         return float('inf')
     if expected.confidence is not None:
         differences.append((expected.confidence - found.confidence).abs())
-    return max(d.nan_to_num(nan=torch.inf).max().item() for d in differences)
+    return max(d.nan_to_num(nan=torch.inf, posinf=torch.inf).max().item() for d in differences)
 
 
 def installed() -> list[str]:
     """Those of `CONVERTED` whose library is here, in that order."""
     return [name for name in CONVERTED if _is_installed(name)]
+
+
+def convertible(precision: str) -> list[str]:
+    """Those of `installed` that know a precision; none where nothing here writes ONNX."""
+    if not all(_is_installed(name) for name in ('onnx', 'onnxscript')):
+        return []
+    known = {'openvino': OpenVino.HINTS, 'onnxruntime': OnnxRuntime.PRECISIONS}
+    return [name for name in installed() if precision in known[name]]
 
 
 def _is_installed(name: str) -> bool:

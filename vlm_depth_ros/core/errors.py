@@ -21,6 +21,14 @@ class DependencyError(VlmDepthError):
     """An optional library that this action needs is not installed."""
 
 
+class DeviceMemoryError(VlmDepthError):
+    """The device has no memory left for this call; a smaller one may work."""
+
+
+class DeviceLostError(VlmDepthError):
+    """The device works no more for this process, whatever is asked of it."""
+
+
 def reason_of(err: Exception) -> str:
     """First line of what a library says, or the name of its error where it says nothing.
 

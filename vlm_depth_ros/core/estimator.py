@@ -5,6 +5,7 @@ Everything between stays on the device; numpy appears once, at the edge.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 import logging
 from pathlib import Path
 import time
@@ -15,19 +16,14 @@ from torch import nn
 from vlm_depth_ros.core.backbone import Backbone
 from vlm_depth_ros.core.canonical import Seen, seen_by
 from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig
-from vlm_depth_ros.core.devices import choose_device, device_of_tower, DTYPES, precision_on
-from vlm_depth_ros.core.engines import engine_of
+from vlm_depth_ros.core.device_failures import DeviceGuard
+from vlm_depth_ros.core.devices import choose_device, device_of_tower, DTYPES, num_cuda
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.exported import ExportedModel, SUFFIX
 from vlm_depth_ros.core.features import Features
 from vlm_depth_ros.core.fingerprint import file_sha256
-from vlm_depth_ros.core.frames import (
-    check_frame,
-    EMBEDDING,
-    Frame,
-    FrameOutput,
-    rectified,
-)
+from vlm_depth_ros.core.first_way import first_way
+from vlm_depth_ros.core.frames import check_frame, EMBEDDING, Frame, FrameOutput, rectified
 from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.model import find_weights, load_model
 from vlm_depth_ros.core.options import OutputOptions
@@ -43,7 +39,8 @@ from vlm_depth_ros.core.predictions import (
     predictions_of,
     sizes_of,
 )
-from vlm_depth_ros.core.preprocess import network_input, upload
+from vlm_depth_ros.core.preprocess import InputBatch, upload
+from vlm_depth_ros.core.trial import Way, Ways
 
 __all__ = ['DepthEstimator', 'DepthPrediction', 'Frame', 'FrameOutput']
 
@@ -76,27 +73,26 @@ class DepthEstimator:
     ):
         runtime = runtime or RuntimeConfig()
         if owns_tower:
-            self.device = choose_device(runtime.device, torch.cuda.device_count())
+            self.device = choose_device(runtime.device, num_cuda())
         else:
             self.device = device_of_tower(model.backbone, runtime.device)
+        self.guard = DeviceGuard(self.device)
+        """Runs all that is calculated; says whether the device is gone."""
         ours = model if owns_tower else model.head
-        ours.to(self.device, memory_format=torch.channels_last)
-        self._model = model.eval()
-        precision = precision_on(self.device.type, runtime.precision)
-        self.name, self.precision = name or type(model).__name__, precision
-        if isinstance(model, ExportedModel):
-            self._network = model
-        else:
-            self._network = engine_of(model, runtime, precision, self.device)
+        self.guard.run(lambda: ours.to(self.device, memory_format=torch.channels_last))
+        self.model = model.eval()
+        """The network itself, whatever runs it."""
+        self.name = name or type(model).__name__
+        begin = partial(first_way, model, runtime, self.device, self.name)
+        way, self.precision = self.guard.run(begin)
+        self.ways = Ways(self.name, way, self.device.type)
+        """How the network is run; where others are tried, `process` decides."""
         self.config: ModelConfig = model.config
         card = getattr(model, 'card', None)
         self.notice = card.notice if card else ''
         self.weights_sha256 = ''
         """Of the file that it was loaded from; empty where there was none."""
-        spec = model.backbone.spec
-        self._mean, self._std = (
-            torch.tensor(v, device=self.device)[:, None, None] for v in (spec.mean, spec.std)
-        )
+        self._batch = InputBatch(model.backbone.spec, self.device)
         self._warned_camera = False
         self.has_confidence = False
         """Whether the head says how sure it is of each depth; known once it ran (`warm_up`)."""
@@ -112,6 +108,8 @@ class DepthEstimator:
         """Load a weights file: a shipped name such as ``pocket``, or a path.
 
         A .onnx that ``vlm-depth export`` wrote works too, on the CPU and without an embedding.
+        The engine ``auto`` is eager here and stays it, so that the same image has the same depth;
+        only the node looks for a faster one (`faster_engines`).
 
         Args:
             name_or_path: Shipped name or file.
@@ -140,12 +138,12 @@ class DepthEstimator:
     @property
     def backbone(self) -> Backbone:
         """The tower, to hand to a second estimator or to run for `from_features`."""
-        return self._model.backbone
+        return self.model.backbone
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Which maps of the tower the head reads: what `from_features` needs."""
-        return self._model.head.layers
+        return self.model.head.layers
 
     @property
     def can_embed(self) -> bool:
@@ -178,10 +176,15 @@ class DepthEstimator:
         cameras = cameras_of(sizes, intrinsics)
         if not images:
             return []
-        with torch.inference_mode():
+
+        def answer() -> list[DepthPrediction]:
             views = [self._seen(camera) for camera in cameras]
-            found = self._run([upload(i, self.device) for i in images], views, want_embedding)
-            answers = predictions_of(found, views, sizes, cameras, start_s)
+            uploaded = [upload(i, self.device) for i in images]
+            found = self._run(uploaded, views, self.ways.at_hand, want_embedding)
+            return predictions_of(found, views, sizes, cameras, start_s)
+
+        with torch.inference_mode():
+            answers = self.guard.run(answer)
         return answers[0] if single else answers
 
     def from_features(
@@ -206,7 +209,7 @@ class DepthEstimator:
                 head are on different devices.
         """
         start_s = time.perf_counter()
-        device = next(self._model.head.parameters()).device
+        device = next(self.model.head.parameters()).device
         check_features(features, self.layers, self.backbone.spec, device)
         sizes = sizes_of(image_hw, len(features.pooled))
         cameras = cameras_of(sizes, intrinsics)
@@ -216,7 +219,7 @@ class DepthEstimator:
             features = features.each(torch.Tensor.float)
         with torch.inference_mode():
             with self._autocast():
-                found = self._model.head(features)
+                found = self.model.head(features)
             answers = answers_of(found, features.embedding)
             views = [self._seen(camera, fixed_size=True) for camera in cameras]
             return predictions_of(answers, views, sizes, cameras, start_s)
@@ -248,7 +251,16 @@ class DepthEstimator:
             InputError: If an image has a wrong form, does not fit its camera, or cannot be
                 divided by ``options.depth_divisor``.
             ConfigError: If an embedding is asked of a tower without a trained projection.
+            DeviceMemoryError: If the device has no memory left for so many frames.
+            DeviceLostError: If the device is gone, now or since an earlier call.
         """
+        counts = all(f.wants_depth and EMBEDDING not in f.wants for f in frames)
+        answer = partial(self._process, frames, options)
+        return self.guard.run(partial(self.ways.run, answer, len(frames) if counts else 0))
+
+    def _process(
+        self, frames: Sequence[Frame], options: OutputOptions, way: Way
+    ) -> list[FrameOutput]:
         start_s = time.perf_counter()
         for frame in frames:
             check_frame(frame, options)
@@ -260,7 +272,7 @@ class DepthEstimator:
                 self._seen(frame.intrinsics if options.focal_correction else None)
                 for frame in frames
             ]
-            answers = self._run(images, views, want_embedding, want_depth)
+            answers = self._run(images, views, way, want_embedding, want_depth)
             packed = [
                 self._packed(*p, options) for p in zip(frames, images, masks, views, answers)
             ]
@@ -282,6 +294,7 @@ class DepthEstimator:
         self,
         images: Sequence[torch.Tensor],
         views: Sequence[Seen],
+        way: Way,
         want_embedding: bool,
         want_depth: bool = True,
     ) -> list[Answer]:
@@ -295,12 +308,13 @@ class DepthEstimator:
         for hw in {view.input_hw: None for view in views}:
             places = [i for i, view in enumerate(views) if view.input_hw == hw]
             batch = self._batch([images[i] for i in places], hw)
-            for i, answer in zip(places, self._answers(batch, want_embedding, want_depth)):
+            found = self._answers(batch, way, want_embedding, want_depth)
+            for i, answer in zip(places, found):
                 answers[i] = answer
         return answers
 
     def _answers(
-        self, batch: torch.Tensor, want_embedding: bool, want_depth: bool
+        self, batch: torch.Tensor, way: Way, want_embedding: bool, want_depth: bool
     ) -> list[Answer]:
         with self._autocast():
             if not (want_depth or want_embedding):
@@ -309,14 +323,9 @@ class DepthEstimator:
                 embeddings = self.backbone(batch, (), want_embedding=True).embedding
                 return [Answer(None, None, e) for e in embeddings.float()]
             # Networks on a tower without an embedding need not know the flag.
-            found = self._network(batch, True) if want_embedding else self._network(batch)
+            found = way.network(batch, True) if want_embedding else way.network(batch)
         self.has_confidence = found.confidence is not None
         return answers_of(found, found.extras.get('embedding'))
-
-    def _batch(self, images: Sequence[torch.Tensor], hw: tuple[int, int]) -> torch.Tensor:
-        inputs = [network_input(i[None], hw, self._mean, self._std) for i in images]
-        batch = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
-        return batch.contiguous(memory_format=torch.channels_last)
 
     def _autocast(self) -> torch.autocast:
         low = self.precision != 'fp32'

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import nn
 from vlm_depth_ros.core.config import from_mapping, ModelConfig, RuntimeConfig
-from vlm_depth_ros.core.devices import precision_on
+from vlm_depth_ros.core.devices import num_cuda, precision_on, warn_of_idle_gpu
 from vlm_depth_ros.core.engines import CONVERTED, Engine, installed
 from vlm_depth_ros.core.errors import (
     ConfigError,
@@ -51,7 +51,9 @@ class ExportedModel(nn.Module):
         metadata = read_metadata(path)
         self.card, self.config, spec = read_record(metadata, path)
         self.backbone = SimpleNamespace(spec=spec)
-        name = _engine_name(runtime, path)
+        self.engine = name = _engine_name(runtime, path)
+        """What runs it."""
+        warn_of_idle_gpu(path, runtime.device, num_cuda())
         precision = precision_on('cpu', runtime.precision)
         try:
             self._engine = Engine(CONVERTED[name](path, precision))

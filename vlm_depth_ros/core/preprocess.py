@@ -7,10 +7,13 @@ both ways), so a pixel's depth stays on its ray. ``squash-bicubic-imagenet-v1`` 
 the mean and std of ImageNet, which the official DepthCLIP uses on CLIP's tower.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from vlm_depth_ros.core.errors import ConfigError
+from vlm_depth_ros.core.features import BackboneSpec
 
 PREPROCESSES = {
     'squash-bicubic-v1': None,
@@ -37,7 +40,12 @@ def normalisation_of(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] |
 def upload(rgb: np.ndarray, device: torch.device) -> torch.Tensor:
     """(H, W, 3) uint8 RGB array to a (3, H, W) uint8 tensor on the device, channels last."""
     rgb = np.require(rgb, requirements='CW')  # a copy only where torch would warn or refuse
-    return torch.from_numpy(rgb).to(device, non_blocking=True).permute(2, 0, 1)
+    image = torch.from_numpy(rgb)
+    if device.type == 'cuda':
+        # From other memory CUDA copies while the thread waits. torch keeps and reuses pinned
+        # blocks, each only after the copy from it is done.
+        image = image.pin_memory()
+    return image.to(device, non_blocking=True).permute(2, 0, 1)
 
 
 def network_input(
@@ -57,6 +65,26 @@ def network_input(
     if tuple(rgb.shape[-2:]) != tuple(input_hw):
         rgb = _squash(rgb, input_hw)
     return (rgb.float() / 255).sub_(mean).div_(std)
+
+
+class InputBatch:
+    """Makes one batch of camera images, as a tower wants it.
+
+    Args:
+        spec: Says mean and deviation.
+        device: Where the images lie.
+    """
+
+    def __init__(self, spec: BackboneSpec, device: torch.device):
+        self._mean, self._std = (
+            torch.tensor(v, device=device)[:, None, None] for v in (spec.mean, spec.std)
+        )
+
+    def __call__(self, images: Sequence[torch.Tensor], hw: tuple[int, int]) -> torch.Tensor:
+        """(B, 3, h, w) float32 in channels-last of (3, H, W) uint8 images of any sizes."""
+        inputs = [network_input(i[None], hw, self._mean, self._std) for i in images]
+        batch = torch.cat(inputs) if len(inputs) > 1 else inputs[0]
+        return batch.contiguous(memory_format=torch.channels_last)
 
 
 def _squash(rgb: torch.Tensor, hw: tuple[int, int], mode: str = 'bicubic') -> torch.Tensor:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FOLLOW_PERIOD_S = 0.25
 """How often the publishers of the images are looked at."""
+ENGINE_PERIOD_S = 0.25
+"""How often the search for a faster engine goes on."""
 DIAGNOSTICS_PERIOD_S = 1.0
 LOADING_PERIOD_S = 0.02
 """How often the thread that loads another model is asked whether it is done."""
@@ -203,6 +205,7 @@ class DepthNode(LifecycleNode):
             self.create_timer(period_s, callback, clock=self._steady_clock)
             for period_s, callback in (
                 (FOLLOW_PERIOD_S, self._follow_publishers),
+                (ENGINE_PERIOD_S, self._look_for_engine),
                 (DIAGNOSTICS_PERIOD_S, self._report),
             )
         ]
@@ -242,6 +245,14 @@ class DepthNode(LifecycleNode):
         for camera in self._inputs:
             camera.follow_publishers(self._params.input_reliability)
         self._surroundings.follow(self._params)
+
+    def _look_for_engine(self) -> None:
+        trouble = self._model.look_for_engine(sum(s.published for s in self.statistics))
+        if trouble:
+            self.get_logger().warning(
+                f'Looking for an engine faster than {self._model.estimator.ways.at_hand}: '
+                f'{trouble}'
+            )
 
     def _report(self) -> None:
         reliabilities = [camera.reliability for camera in self._inputs]

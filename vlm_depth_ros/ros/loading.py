@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlm_depth_ros.core.config import RuntimeConfig
 from vlm_depth_ros.core.errors import ConfigError, DependencyError
+from vlm_depth_ros.ros.engine_search import EngineSearch
 from vlm_depth_ros.ros.params import NodeParams
 from vlm_depth_ros.ros.process import one_line
 
@@ -88,9 +89,14 @@ class Loading:
         """The new model, which ran already; None if it failed."""
         self.error = ''
         """What went wrong. Its traceback would hold on to the memory of half a model."""
+        from vlm_depth_ros.core.devices import num_threads  # Needs torch.
+
         self._abandoned = False
         self._thread = threading.Thread(
-            target=self._run, args=(runtime, factory), name='model_loader', daemon=True
+            target=self._run,
+            args=(runtime, factory, num_threads()),
+            name='model_loader',
+            daemon=True,
         )
         self._thread.start()
 
@@ -102,9 +108,12 @@ class Loading:
         """Let the thread end without a result."""
         self._abandoned = True
 
-    def _run(self, runtime: RuntimeConfig, factory: Callable) -> None:
+    def _run(self, runtime: RuntimeConfig, factory: Callable, num_threads: int) -> None:
+        from vlm_depth_ros.core.devices import use_threads
+
         start_s = time.monotonic()
         try:
+            use_threads(num_threads)  # A new thread has as many as the worker chose last.
             estimator = factory(self.weights, runtime)
             if self._abandoned:
                 return
@@ -144,6 +153,17 @@ class RunningModel:
         """Why the last attempt failed; empty from the next one on."""
         self._factory = factory
         self._loading: Loading | None = None
+        self._runtime = params.runtime()
+        self._start()
+
+    def _start(self) -> None:
+        """Let the worker find out how the network runs best."""
+        self.estimator.ways.try_thread_counts()
+        self._search = EngineSearch(self.weights, self.estimator, self._runtime)
+
+    def look_for_engine(self, num_published: int) -> str:
+        """Go on to look for a faster engine; see `EngineSearch.look`."""
+        return self._search.look(num_published)
 
     def begin(self, weights: str, runtime: RuntimeConfig) -> None:
         """Start to load a successor.
@@ -160,6 +180,7 @@ class RunningModel:
         check_file(weights)
         self.trouble = ''
         self._loading = Loading(weights, runtime, self._factory)
+        self._runtime = runtime
 
     def is_decided(self) -> bool:
         """Whether an attempt has come to its end, good or bad, and was not looked at yet."""
@@ -179,10 +200,13 @@ class RunningModel:
             return False
         self.estimator, self.weights = loading.estimator, loading.weights
         self.took_s = loading.took_s
+        self._search.abandon()
+        self._start()
         return True
 
     def abandon(self) -> None:
-        """Drop an attempt that is under way."""
+        """Drop whatever is under way."""
+        self._search.abandon()
         if self._loading is not None:
             self._loading.abandon()
             self._loading = None
@@ -191,10 +215,14 @@ class RunningModel:
         """For diagnostics."""
         from vlm_depth_ros.core.devices import memory_mb  # Needs torch.
 
+        loss = self.estimator.guard.loss
         return {
             'weights': self.weights,
             'weights SHA-256': self.estimator.weights_sha256,
-            'device memory (MB)': f'{memory_mb(self.estimator.device):.0f}',
+            'engine': str(self.estimator.ways.at_hand),
+            'device trouble': loss,
+            # A lost device is not asked again: its errors would end the node.
+            'device memory (MB)': '' if loss else f'{memory_mb(self.estimator.device):.0f}',
             'weights being loaded': self._loading.weights if self._loading else '',
             'last loading': self.trouble,
         }

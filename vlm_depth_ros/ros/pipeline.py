@@ -6,7 +6,7 @@ import time
 from typing import Any, TYPE_CHECKING
 
 from vlm_depth_ros.core.camera_model import CameraModel
-from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.errors import DeviceLostError, InputError
 from vlm_depth_ros.core.frustum import stvl_frustum
 from vlm_depth_ros.core.texts import quoted
 from vlm_depth_ros.ros.inputs import CameraInput
@@ -208,9 +208,16 @@ class DepthPipeline:
         """Run one call for all; if it fails, one for each, so that a bad frame stands alone."""
         if not frames:
             return []
+        was_lost = bool(self._estimator.guard.loss)
         try:
             outputs = self._estimator.process(list(frames.values()), params.output_options)
             return list(zip(frames, outputs))
+        except DeviceLostError as err:  # One by one they would fail just so.
+            for index in frames:
+                self._count_failed(index, err)
+            if not was_lost:
+                self._logger.error(f'No depth from now on: {err}')
+            return []
         except Exception as err:
             if len(frames) == 1:
                 self._fail(next(iter(frames)), err)
@@ -241,10 +248,14 @@ class DepthPipeline:
             self._warn(index, 'time', f'Stamps went back by {back_s:.3f} s: a bag that loops?')
         statistics.last_stamp_ns = stamp_ns
 
-    def _fail(self, index: int, err: Exception) -> None:
+    def _count_failed(self, index: int, err: Exception) -> Statistics:
         statistics = self._statistics[index]
         statistics.failed += 1
         statistics.last_error = one_line(err)
+        return statistics
+
+    def _fail(self, index: int, err: Exception) -> None:
+        statistics = self._count_failed(index, err)
         self._warn(
             index, 'frame', f'Frame dropped ({statistics.failed} so far): {statistics.last_error}'
         )
