@@ -87,8 +87,13 @@ REMAPPED = {
     # rtabmap_ros aec4f91 rtabmap_odom/src/nodelets/rgbd_odometry.cpp:367-368
     'rtabmap.yaml': {'rgb/image', 'depth/image'},
     # depthimage_to_laserscan 79b60bf src/DepthImageToLaserScanROS.cpp:52-61
-    'depthimage_to_laserscan.yaml': {'depth', 'depth_camera_info'},
+    'depthimage_to_laserscan.yaml': {'depth', 'depth_camera_info', 'scan'},
 }
+OFFERED = {
+    # depthimage_to_laserscan 79b60bf src/DepthImageToLaserScanROS.cpp:63
+    'scan': 'depth/scan',
+}
+"""Topics of consumers, and what they are called instead: the node offers these names itself."""
 
 
 def read(name):
@@ -207,7 +212,10 @@ def test_topics_exist(path, topics):
         assert topic.startswith('/') and topic[1:] in topics
     remaps = re.findall(r'-r ([\w/]+):=([\w/]+)', text)
     assert {given for given, _ in remaps} - {'__node'} == REMAPPED.get(path.name, set())
-    assert {to for name, to in remaps if name != '__node'} <= topics
+    taken = {name: to for name, to in remaps if name != '__node'}
+    moved = {name: to for name, to in taken.items() if name in OFFERED}
+    assert all(OFFERED[name] == to and to not in topics for name, to in moved.items())
+    assert {to for name, to in taken.items() if name not in OFFERED} <= topics
 
 
 def test_voxel_ranges_agree_from_near_to_far(voxel, voxel_sources):
@@ -219,7 +227,7 @@ def test_voxel_ranges_agree_from_near_to_far(voxel, voxel_sources):
         assert source.obstacle_max_range <= voxel['width'] / 2
         ranges_m = (source.obstacle_max_range, source.raytrace_max_range)
         assert ranges_m == (costmap.OBSTACLE_MAX_RANGE_M, costmap.RAYTRACE_MAX_RANGE_M)
-    assert clearing_m < depth_node['max_depth_m']
+    assert clearing_m < depth_node['max_depth_m'] == costmap.MAX_DEPTH_M
     assert depth_node['cloud_rate_hz'] >= voxel['update_frequency']
 
 
@@ -283,8 +291,28 @@ def test_stvl_clearing_source_keeps_no_clouds(stvl_layer):
     clear = stvl_layer['points_clear']
     assert (clear['marking'], clear['clearing']) == (False, True)
     assert clear['observation_persistence'] == 0.0
-    assert 'expected_update_rate' not in clear
     assert clear['topic'] == stvl_layer['points_mark']['topic']
+
+
+def test_stvl_keeps_no_reading_of_a_node_that_died(stvl_layer):
+    """RemoveStaleObservations: without persistence the newest one stays until it is reset."""
+    for name in stvl_layer['observation_sources'].split():
+        assert stvl_layer[name]['clear_after_reading'] is True
+
+
+def test_a_costmap_notices_that_the_node_is_gone(voxel, stvl_layer):
+    """observation_buffer.cpp isCurrent: a period in seconds, for all that its name says.
+
+    Of the sources that mark: what STVL's clearing source hears never counts as an update
+    (measurement_buffer.cpp:135-138), so it would be late for ever.
+    """
+    for file, layer in (('voxel', voxel['voxel_layer']), ('stvl', stvl_layer)):
+        sources = [layer[name] for name in layer['observation_sources'].split()]
+        late_s = {s['expected_update_rate'] for s in sources if 'expected_update_rate' in s}
+        assert late_s == {1.0}
+        assert all(s['marking'] == ('expected_update_rate' in s) for s in sources)
+        depth_node = parameters(f'nav2/costmap_{file}.yaml', 'depth_node')
+        assert late_s.pop() > 3 / depth_node['cloud_rate_hz']
 
 
 def test_all_samples_see_the_same_heights_and_marks(voxel, stvl_layer):

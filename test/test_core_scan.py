@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
-from vlm_depth_ros.core.cloud_options import ScanOptions
+from vlm_depth_ros.core.cloud_options import MOST_PLACES, ScanOptions
 from vlm_depth_ros.core.config import from_mapping
 from vlm_depth_ros.core.errors import ConfigError, InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, depth_to_points
@@ -194,6 +195,20 @@ def test_a_pitched_camera_frees_as_far_as_its_highest_ray_is_in_the_band(range_m
     assert free or np.isnan(scan.ranges).all()
 
 
+@pytest.mark.parametrize('max_depth_m, free', [(3.0, False), (4.9, False), (5.1, True)])
+def test_beyond_range_is_free_only_as_far_as_the_range_goes(max_depth_m, free):
+    """A wall at 3.5 m is +Inf to a range of 3 m; the scan says free up to 5 m, and must not."""
+    wall = ((3.5, -9.0, 0.0), (3.6, 9.0, 2.0))
+    scan = scan_of(seen(LEVEL, wall, range_m=3.0), CAMERA, LEVEL, BAND, 3.0)
+    assert np.isnan(scan.ranges).all()
+    nearer = replace(BAND, range_max_m=2.9)
+    assert at_angle(scan_of(seen(LEVEL, wall, range_m=3.0), CAMERA, LEVEL, nearer, 3.0), 0) == INF
+    clear = torch.full(CAMERA.image_hw, INF)
+    scan = scan_of(clear, CAMERA, LEVEL, BAND, max_depth_m)
+    assert (at_angle(scan, 0.0) == INF) is free
+    assert free or math.isnan(at_angle(scan, 0.0))
+
+
 def test_space_nearer_than_the_blind_zone_has_to_be_excused():
     """What the camera can never see is never free: range_min_m says what need not be seen."""
     pose = base_from_optical((0.0, 0.0, 1.0, 0.0, math.radians(20), 0.0))
@@ -295,6 +310,8 @@ def test_depth_of_any_precision_and_layout_is_taken(dtype):
     ({'stride': 0}, 'stride = 0: expected an integer from 1 to 16'),
     ({'stride': 2.0}, 'stride = 2.0: expected an integer'),
     ({'height': 1.0}, "'height' is not an option"),
+    ({'angle_increment_rad': 0.001, 'range_max_m': 100.0},
+     '6284 bins of 998 places each.*expected at most 800000 in all.*Raise angle_increment_rad'),
 ])  # fmt: skip
 def test_a_scan_option_out_of_bounds_is_refused(bad, message):
     with pytest.raises(ConfigError, match=message) as raised:
@@ -315,3 +332,14 @@ def test_what_gives_no_scan_is_refused(change, message):
     with pytest.raises(InputError, match=message) as raised:
         scan_of(depth, CAMERA, change.get('pose', LEVEL), change.get('options', BAND))
     assert '\n' not in str(raised.value)
+
+
+def test_the_finest_scan_that_is_taken_costs_megabytes():
+    """Tables are kept for eight poses; a finer one would be gigabytes, and is refused."""
+    finest = ScanOptions(range_max_m=12.0, angle_increment_rad=0.001)
+    assert finest.bins * finest.steps > 0.9 * MOST_PLACES
+    tracemalloc.start()
+    scan_of(torch.full(CAMERA.image_hw, INF), CAMERA, LEVEL, finest)
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200e6 and kept < 30e6

@@ -4,13 +4,13 @@ The layers are written anew from Nav2's source (`consumers.costmap`), the scenes
 and boxes before a camera 0.4 m above it, 6 degrees down. Nav2 itself does not run here.
 """
 
-from pathlib import Path
 from types import SimpleNamespace
 
 from consumers.collision_monitor import points_in_base
-from consumers.costmap import buffered, cells_on_lines, ObstacleLayer, Source, VoxelLayer
+from consumers.costmap import cells_on_lines, ObstacleLayer, VoxelLayer
 from consumers.scene import Box, depth_of_scene, Robot
-from consumers.stvl import frustum_of
+from consumers.stvl import frustum_of, Stvl
+from nav2_sample import CHAIR, COSTMAP, DEPTH_NODE, FAR_WALL, NAV2, Nav2, ROBOT, WALL
 import numpy as np
 import pytest
 import yaml
@@ -21,20 +21,11 @@ from vlm_depth_ros.core.frustum import stvl_frustum  # noqa: E402
 from vlm_depth_ros.core.geometry import CameraIntrinsics  # noqa: E402
 from vlm_depth_ros.core.packing import gate_depth, pack_clearing, pack_cloud  # noqa: E402
 
-NAV2 = Path(__file__).resolve().parent.parent / 'config' / 'nav2'
-SAMPLE = yaml.safe_load((NAV2 / 'costmap_voxel.yaml').read_text(encoding='utf-8'))
-COSTMAP = SAMPLE['local_costmap']['local_costmap']['ros__parameters']
-DEPTH_NODE = SAMPLE['depth_node']['ros__parameters']
 LAYERS = [ObstacleLayer, VoxelLayer]
-
-ROBOT = Robot()
 NOISE = 0.03
 """Standard deviation of each pixel's depth, as a share of it."""
 CLEARING = ClearingOptions(DEPTH_NODE['clearing_range_m'], DEPTH_NODE['clearing_stride'] // 2)
 """As dense as the sample's stride is in an image of twice the size, 640x480."""
-CHAIR = Box((1.5, -0.25, 0.0), (1.9, 0.25, 0.8))
-WALL = Box((5.0, -4.0, 0.0), (5.2, 4.0, 2.5))
-FAR_WALL = Box((7.0, -9.0, 0.0), (7.2, 9.0, 2.5))
 CLOSET = Box((3.0, -4.0, 0.0), (3.2, 4.0, 2.5))
 """A wall within the marking range."""
 FAR_CHAIR = Box((3.1, -0.25, 0.0), (3.5, 0.25, 0.8))
@@ -51,40 +42,6 @@ def clouds_of(depth_m, noise=0.0, seed=0, scale=1.0, clearing=CLEARING):
         '/points_clearing': pack_clearing(depth, ROBOT.intrinsics, clearing),
     }
     return {t: cloud.data.view('<f4').reshape(-1, 4)[:, :3] for t, cloud in packed.items()}
-
-
-class Nav2:
-    """A layer with the shipped parameters, fed with clouds."""
-
-    def __init__(self, kind, sources=None, **changes):
-        self.layer = kind(COSTMAP, COSTMAP['voxel_layer'])
-        self.sources = [
-            Source(**{**vars(source), **changes})
-            for source in Source.all_of(COSTMAP['voxel_layer'])
-            if sources is None or source.topic in sources
-        ]
-        self.passed_s = 0.0
-
-    def see(self, clouds, pose=ROBOT.base_from_optical):
-        """One update of the map; `pose` is what the transform tree says of the camera."""
-        self.layer.update([buffered(clouds[s.topic], pose, s) for s in self.sources])
-        self.passed_s += 1 / COSTMAP['update_frequency']
-        return self
-
-    def see_for_2_s(self, clouds):
-        """As many updates of the map as there are in two seconds, with the same clouds."""
-        for _ in range(int(2 * COSTMAP['update_frequency'])):
-            self.see(clouds)
-
-    def marked_in(self, low, high):
-        """Number of lethal cells between two corners (x, y)."""
-        cells = self.layer.marked()
-        return ((cells >= low) & (cells <= high)).all(axis=1).sum()
-
-    @property
-    def chair(self):
-        """Number of lethal cells where the chair stands or stood."""
-        return self.marked_in((1.3, -0.4), (2.1, 0.4))
 
 
 @pytest.fixture(params=LAYERS, ids=lambda kind: kind.__name__)
@@ -294,3 +251,73 @@ def test_the_node_prints_the_frustum_that_stvl_needs():
     assert found.vertical_fov_angle == pytest.approx(expected.vertical_fov_angle)
     assert found.horizontal_fov_angle == pytest.approx(expected.horizontal_fov_angle)
     assert 3.5 * found.reach == pytest.approx(expected.max_z)
+
+
+# STVL traces no rays: while a reading of its clearing source is there, it forgets what is in view.
+
+STVL = yaml.safe_load((NAV2 / 'costmap_stvl.yaml').read_text(encoding='utf-8'))
+STVL_COSTMAP = STVL['local_costmap']['local_costmap']['ros__parameters']
+SURFACE = np.stack(np.meshgrid(np.arange(-0.2, 0.2, 0.04), np.arange(-0.2, 0.2, 0.04), [1.5]), -1)
+"""A board 1.5 m ahead, in the optical frame."""
+
+
+def stvl_that_saw_the_board(**clear):
+    """With marks on the board; `clear` changes its clearing source."""
+    layer = STVL_COSTMAP['stvl_layer']
+    layer = {**layer, 'points_clear': {**layer['points_clear'], **clear}}
+    stvl = Stvl({**STVL_COSTMAP, 'stvl_layer': layer})
+    for _ in range(5):
+        stvl.receive(SURFACE.reshape(-1, 3))
+        stvl.update()
+    assert len(stvl.marks) > 40
+    return stvl
+
+
+def test_stvl_forgets_what_is_gone_within_2_s_and_keeps_what_is_seen():
+    stvl = stvl_that_saw_the_board()
+    seen = len(stvl.marks)
+    for _ in range(int(2 * STVL_COSTMAP['update_frequency'])):
+        stvl.receive(SURFACE.reshape(-1, 3))
+        stvl.update()
+    assert len(stvl.marks) == seen
+    for _ in range(int(2 * STVL_COSTMAP['update_frequency'])):
+        stvl.receive(np.empty((0, 3)))
+        stvl.update()
+    assert not stvl.marks
+
+
+def test_stvl_keeps_its_marks_for_voxel_decay_when_the_node_dies():
+    """Its clearing reading is used up, and nothing comes after it."""
+    stvl = stvl_that_saw_the_board()
+    seen = len(stvl.marks)
+    for _ in range(int(0.8 * stvl.decay_s * STVL_COSTMAP['update_frequency'])):
+        stvl.update()
+    assert len(stvl.marks) == seen
+    for _ in range(int(0.4 * stvl.decay_s * STVL_COSTMAP['update_frequency'])):
+        stvl.update()
+    assert not stvl.marks
+
+
+def test_stvl_that_keeps_its_last_reading_forgets_what_stands_before_a_dead_node():
+    """Planted: as the sample was, and as STVL is unless told otherwise."""
+    stvl = stvl_that_saw_the_board(clear_after_reading=False)
+    for _ in range(int(2 * STVL_COSTMAP['update_frequency'])):
+        stvl.update()
+    assert not stvl.marks
+
+
+# What lies beyond the published depth was never seen.
+
+
+@pytest.mark.parametrize(('max_depth_m', 'has_seen_it'), [(8.0, True), (3.0, False)])
+def test_a_wall_beyond_the_depth_range_is_not_cleared(max_depth_m, has_seen_it):
+    """At 3.5 m, with clearing points at 4 m; +Inf says only that nothing is within 3 m."""
+    board = Box((3.5, -4.0, 0.0), (3.7, 4.0, 2.5))
+    depth = torch.from_numpy(depth_of_scene(ROBOT, (board,)).copy())
+    depth = gate_depth(depth, 0.1, max_depth_m, False)
+    ahead = depth[ROBOT.intrinsics.height_px // 2 :: 2, ROBOT.intrinsics.width_px // 2]
+    assert bool(torch.isinf(ahead[:1])) is not has_seen_it
+    cloud = pack_clearing(depth, ROBOT.intrinsics, CLEARING, max_depth_m)
+    points = cloud.data.view('<f4').reshape(-1, 4)[:, :3]
+    # Whatever has a point lies before the wall and was looked through, as far as depth goes.
+    assert (points[:, 2] <= max_depth_m).all()

@@ -547,6 +547,23 @@ def test_unknown_is_not_free(value, points):
     assert np.isfinite(xyz(decode_cloud(cloud))).all()
 
 
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('max_m, some, all_', [(3.0, False, False), (3.7, True, False),
+                                               (4.0, True, True), (9.0, True, True)])  # fmt: skip
+def test_beyond_range_is_free_only_as_far_as_the_range_goes(max_m, some, all_, device):
+    """A wall at 3.5 m behind a range of 3 m is +Inf: 4 m of that ray were never seen."""
+    beyond = torch.full((45, 67), INF, device=device)
+    options = ClearingOptions(4.0, 1)
+    cloud = pack_clearing(beyond, CAMERA, options, max_m)
+    assert (cloud.width > 0, cloud.width == beyond.numel()) == (some, all_)
+    # Range and depth differ off the axis: what has a point ends before the last depth.
+    assert (decode_cloud(cloud)['z'] <= max_m).all()
+    wall = torch.full((45, 67), 3.9, device=device)
+    assert pack_clearing(wall, CAMERA, options, 3.95).width == pack_clearing(
+        wall, CAMERA, options
+    ).width
+
+
 @pytest.mark.parametrize('range_m', [2.5, 3.3, 5.0])
 def test_no_clearing_point_lies_within_the_marking_range(range_m):
     """Even if the user sets both to the same number."""

@@ -17,10 +17,15 @@ pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
 pytest.importorskip('torch', reason='the node needs a network')
 pytest.importorskip('cv2', reason='the node needs OpenCV')
 import consumers  # noqa: E402, F401  registers the rules
+from consumers.costmap import ObstacleLayer, VoxelLayer  # noqa: E402
 from consumers.rules import depth_of, Live, RULES, xyz_of  # noqa: E402
+from consumers.scene import Box, depth_of_scene, Robot  # noqa: E402
+from nav2_sample import CHAIR, DEPTH_NODE, FAR_WALL, Nav2, ROBOT  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from ros_graph import Graph, image_message, info_message, StandInModel, wait_for  # noqa: E402
+from sensor_msgs.msg import PointCloud2  # noqa: E402
 import torch  # noqa: E402
+from vlm_depth_ros.core.geometry import CameraIntrinsics  # noqa: E402
 from vlm_depth_ros.core.heads.base import HeadOutput  # noqa: E402
 from vlm_depth_ros.ros.outputs import TOPICS  # noqa: E402
 
@@ -81,13 +86,17 @@ def live():
         graph.publish('image', image)
         first = {topic: take(graph, topic, messages, image) for topic, messages in got.items()}
         received_s = time.time()
-        graph.node.set_parameters([Parameter('cloud_organized', value=True)])
+        changes = {'cloud_organized': True, 'compressed_format': 'rvl'}
+        graph.node.set_parameters([Parameter(k, value=v) for k, v in changes.items()])
         again = image_message(**SIZE_PX)
         graph.publish('image', again)
+        compressed = 'depth/image_rect/compressedDepth'
         organized = take(graph, 'points', got['points'], again)
+        compressed_rvl = take(graph, compressed, got[compressed], again)
     return Live(
         image=image,
         organized=organized,
+        compressed_rvl=compressed_rvl,
         topics=tuple(topic.name for topic in TOPICS),
         received_s=received_s,
         **{RECORDED[name]: message for name, message in first.items()},
@@ -151,6 +160,10 @@ def stale(live: Live) -> None:
 
 def later_info(live: Live) -> None:
     live.depth_info.header.stamp.sec += 1
+
+
+def later_rgb_info(live: Live) -> None:
+    live.rgb_info.header.stamp.nanosec = (live.rgb_info.header.stamp.nanosec + 1) % 10**9
 
 
 def own_frame(live: Live) -> None:
@@ -237,6 +250,10 @@ def clearing_at_the_marks(live: Live) -> None:
     set_points(live.clearing, lambda xyz: xyz.__imul__(0.8))
 
 
+def clearing_beyond_depth(live: Live) -> None:
+    set_points(live.clearing, lambda xyz: xyz.__imul__(1.1 * MAX_DEPTH_M / xyz[:, 2].min()))
+
+
 def clearing_from_the_base(live: Live) -> None:
     live.clearing.header.frame_id = 'base_link'
 
@@ -259,6 +276,11 @@ def of_another_plugin(live: Live) -> None:
 
 def header_of_another_range(live: Live) -> None:
     live.compressed.data[4:8] = array.array('B', np.float32(20000.0).tobytes())
+
+
+def rvl_of_words_the_other_way(live: Live) -> None:
+    words = np.frombuffer(live.compressed_rvl.data, np.uint8)[20:].reshape(-1, 4)[:, ::-1]
+    live.compressed_rvl.data[20:] = array.array('B', words.tobytes())
 
 
 def depth_where_there_is_none(live: Live) -> None:
@@ -298,6 +320,7 @@ PLANTED = {
     'costmap.no_point_marks_the_robot_itself': points_of_zeros,
     'costmap.nothing_is_marked_where_depth_is_out_of_range': wall_at_the_maximum,
     'costmap.clearing_points_end_between_marks_and_rays': clearing_at_the_marks,
+    'costmap.what_is_cleared_was_looked_through': clearing_beyond_depth,
     'costmap.clearing_points_start_in_the_camera': clearing_from_the_base,
     'costmap.free_rays_of_the_scan_end_beyond_the_marks': short_scan,
     'costmap.scan_is_one_moment_of_even_angles': scan_of_fewer_bins,
@@ -305,6 +328,7 @@ PLANTED = {
     'compressed_depth.format_is_known': of_another_plugin,
     'compressed_depth.depth_comes_back_within_a_step': header_of_another_range,
     'compressed_depth.what_is_no_depth_comes_back_as_unknown': depth_where_there_is_none,
+    'compressed_depth.rvl_holds_what_png_holds': rvl_of_words_the_other_way,
     'stvl.cloud_has_x_y_z': nameless_z,
     'stvl.is_dense_is_true': falsely_dense,
     'stvl.camera_looks_along_z_of_its_frame': body_frame,
@@ -315,6 +339,7 @@ PLANTED = {
     'rtabmap.depth_encoding_is_known': colour_picture,
     'rtabmap.colour_encoding_is_known': raw_bayer,
     'rtabmap.depth_has_the_stamp_of_the_image': later_depth,
+    'rtabmap.camera_info_has_the_stamp_of_the_image': later_rgb_info,
     'rtabmap.depth_has_the_frame_of_the_image': own_frame,
 }
 
@@ -352,6 +377,91 @@ def test_consumer_would_notice(live, name):
 def test_every_rule_has_one_violation_and_a_source():
     assert set(PLANTED) == set(RULES)
     assert all(any(c.isdigit() for c in rule.source) for rule in RULES.values())
+
+
+def test_each_form_of_compressed_depth_is_put_before_the_rules(live):
+    forms = live.compressed.format, live.compressed_rvl.format
+    assert [form.split()[-1] for form in forms] == ['png', 'rvl']
+    swapped = replace(live, compressed=live.compressed_rvl, compressed_rvl=live.compressed)
+    assert RULES['compressed_depth.format_is_known'].check(swapped)
+    for form in ('compressed', 'compressed_rvl'):
+        messages = deepcopy(live)
+        getattr(messages, form).data[4:8] = array.array('B', np.float32(20000.0).tobytes())
+        assert RULES['compressed_depth.depth_comes_back_within_a_step'].check(messages), form
+
+
+# Live clouds on Nav2's grid: the node with the shipped numbers, and exact scenes for a network.
+
+CAMERA_HW = (480, 640)
+CAMERA = CameraIntrinsics(640.0, 640.0, 319.5, 239.5, 640, 480)
+NETWORK = Robot(ROBOT.camera_in_base, CAMERA.resized((120, 160)))
+BUMPER = Box((0.40, -1.0, 0.15), (0.45, 1.0, 0.32))
+"""Of the robot itself, before its camera: the lowest 29 % of the image."""
+
+
+class BoxesModel(StandInModel):
+    """Sees a floor and boxes from `ROBOT`, exactly."""
+
+    boxes: tuple[Box, ...] = ()
+
+    def forward(self, image: torch.Tensor) -> HeadOutput:
+        """Answer their depth."""
+        super().forward(image)
+        depth_m = torch.from_numpy(depth_of_scene(NETWORK, self.boxes).copy())
+        return HeadOutput(depth_m.expand(len(image), 1, -1, -1))
+
+
+@pytest.fixture(scope='module')
+def seen():
+    """What the node publishes of boxes, as Nav2 gets it: topic: (N, 3) points."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('ros_graph.StandInModel', BoxesModel)
+        # Of the numbers the rate alone is another: every image is awaited here.
+        graph = Graph(
+            **DEPTH_NODE | {'cloud_rate_hz': 0.0},
+            camera_in_base=list(ROBOT.camera_in_base),
+            filter_edge_ratio=1.02,
+        )
+    with graph:
+        got = {topic: graph.listen(topic, PointCloud2) for topic in ('points', 'points_clearing')}
+        graph.publish('camera_info', info_message(*CAMERA_HW))
+
+        def see(boxes=(), border=(0.0,) * 4):
+            graph.model.boxes = boxes
+            graph.node.set_parameters([Parameter('filter_border', value=list(border))])
+            image = image_message(*CAMERA_HW)
+            graph.publish('image', image)
+            return {f'/{topic}': xyz_of(take(graph, topic, g, image)) for topic, g in got.items()}
+
+        yield see
+
+
+@pytest.mark.parametrize('kind', [ObstacleLayer, VoxelLayer])
+@pytest.mark.parametrize('behind', [(), (FAR_WALL,)], ids=['the open', 'a far wall'])
+def test_live_clouds_mark_a_chair_and_clear_it_within_2_s(seen, kind, behind):
+    nav2 = Nav2(kind).see(seen((CHAIR, *behind)))
+    assert nav2.chair >= 10
+    assert nav2.chair == len(nav2.layer.marked()), 'a phantom'
+    without, taken_away_s = seen(behind), nav2.passed_s
+    while nav2.chair:
+        assert nav2.passed_s - taken_away_s < 2
+        nav2.see(without)
+    assert len(nav2.layer.marked()) == 0
+
+
+def test_without_the_live_clearing_cloud_the_chair_stays(seen):
+    nav2 = Nav2(VoxelLayer, sources=('/points',)).see(seen((CHAIR,)))
+    nav2.see_for_2_s(seen())
+    assert nav2.chair
+
+
+@pytest.mark.parametrize('kind', [ObstacleLayer, VoxelLayer])
+def test_a_visible_bumper_is_an_obstacle_until_filter_border_masks_it(seen, kind):
+    hit = Nav2(kind).see(seen((CHAIR, BUMPER)))
+    assert hit.marked_in((0.0, -0.5), (0.8, 0.5)) > 5
+    masked = Nav2(kind).see(seen((CHAIR, BUMPER), border=(0.0, 0.3, 0.0, 0.0)))
+    assert masked.marked_in((0.0, -0.5), (0.8, 0.5)) == 0
+    assert masked.chair >= 10
 
 
 # Two cameras that a person may well set up, and what becomes of them.

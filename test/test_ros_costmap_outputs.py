@@ -68,6 +68,58 @@ def test_a_scan_is_about_the_base_and_in_its_frame(graph):
     assert len(scan.ranges) == round((scan.angle_max - scan.angle_min) / scan.angle_increment) + 1
 
 
+def test_nobody_gets_a_scan_before_the_place_of_the_camera_is_said(capfd):
+    """Who reads /scan wants the lidar; and six zeros are no pose but a default."""
+    with Graph(scan_angle_increment_rad=0.1) as graph:
+        graph.publish('camera_info', info_message())
+        scans = graph.listen('scan', LaserScan)
+        for _ in range(3):
+            one(graph, 'depth/image_rect')
+        assert not scans
+        assert capfd.readouterr().err.count('Set camera_in_base to the pose') == 1
+        graph.node.set_parameters([Parameter('camera_in_base', value=AHEAD)])
+        wait_for(lambda: graph.publish('image', image_message()) or scans, 'a scan')
+    assert 'Another node' not in capfd.readouterr().err
+
+
+def test_a_lidar_on_the_topic_of_the_scan_is_told_once(graph, capfd):
+    graph.node.set_parameters([Parameter('scan_angle_increment_rad', value=0.1)])
+    one(graph, 'scan', LaserScan)
+    graph.tester.create_publisher(LaserScan, 'scan', 1)
+    wait_for(lambda: graph.node.count_publishers('scan') == 2, 'the other publisher')
+    for _ in range(3):
+        one(graph, 'scan', LaserScan)
+    told = capfd.readouterr().err
+    assert told.count('Another node publishes /scan too') == 1 and '-r scan:=depth/scan' in told
+
+
+def test_space_behind_the_range_of_depth_is_not_called_free(graph, capfd):
+    """A wall at 3.5 m, depth up to 3 m, clearing up to 4 m: nobody has looked so far."""
+    graph.model.depth_m = 3.5
+    values = {'max_depth_m': 3.0, 'clearing_range_m': 4.0, 'scan_angle_increment_rad': 0.1}
+    graph.node.set_parameters([Parameter(name, value=value) for name, value in values.items()])
+    clouds = graph.listen('points_clearing', PointCloud2)
+    scan = one(graph, 'scan', LaserScan)
+    wait_for(lambda: clouds, 'its free space')
+    assert clouds[-1].width == 0 and np.isnan(scan.ranges).all()
+    told = capfd.readouterr().err
+    assert told.count('clearing_range_m = 4 lies beyond the range of depth, 3 m') == 1
+    assert told.count('scan_range_max_m = 5 lies beyond the range of depth, 3 m') == 1
+    graph.node.set_parameters([Parameter('max_depth_m', value=8.0)])
+    assert np.isfinite(one(graph, 'scan', LaserScan).ranges).any()
+
+
+def test_a_picture_without_depth_has_no_cloud_but_the_open_has_an_empty_one(graph, capfd):
+    """STVL clears its frustum by the header of any cloud; a collision monitor goes on."""
+    clouds = graph.listen('points', PointCloud2)
+    graph.model.depth_m = math.nan
+    one(graph, 'depth/image_rect')
+    assert not clouds and 'No points: the whole picture is unknown' in capfd.readouterr().err
+    graph.model.depth_m = 500.0
+    wait_for(lambda: graph.publish('image', image_message()) or clouds, 'a cloud')
+    assert clouds[-1].width == 0
+
+
 def test_a_scan_that_cannot_see_its_band_says_so_and_depth_goes_on(graph, capfd):
     graph.node.set_parameters([Parameter('scan_max_height_m', value=60.0)])
     graph.node.set_parameters([Parameter('scan_min_height_m', value=50.0)])

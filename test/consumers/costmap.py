@@ -11,12 +11,14 @@ import math
 
 import numpy as np
 
-from consumers.rules import depth_of, float_fields, Live, rule, stamp_s, xyz_of
+from consumers.rules import depth_of, float_fields, Live, pinhole, rule, stamp_s, xyz_of
 
 COSTMAP = 'navigation2 a3a9704 nav2_costmap_2d'
 GEOMETRY = 'laser_geometry 7688a58 src/laser_geometry.cpp'
 OBSTACLE_MAX_RANGE_M, RAYTRACE_MAX_RANGE_M = 3.5, 4.5
 """Those of config/nav2/costmap_voxel.yaml."""
+MAX_DEPTH_M = 8.0
+"""What +Inf lies beyond, in that file."""
 FREE, LETHAL, UNKNOWN = 0, 254, 255
 VOXEL_BITS = 16
 
@@ -300,6 +302,17 @@ def clearing_points_end_between_marks_and_rays(live: Live) -> str | None:
         return 'clears nothing: no finite point where the view is free'
     if distance_m.min() <= OBSTACLE_MAX_RANGE_M or distance_m.max() > RAYTRACE_MAX_RANGE_M:
         return 'leaves marks beyond the ends of the rays'
+    return None
+
+
+@rule(f'{COSTMAP}/plugins/voxel_layer.cpp:344-418 raytraceFreespace')
+def what_is_cleared_was_looked_through(live: Live) -> str | None:
+    x, y, z = xyz_of(live.clearing).T
+    fx, cx, fy, cy = pinhole(live.depth_info)
+    row, column = (np.rint(v).astype(int) for v in (fy * y / z + cy, fx * x / z + cx))
+    seen_m = np.minimum(depth_of(live.depth)[row, column], MAX_DEPTH_M)
+    if not (z <= seen_m).all():
+        return 'frees space that was not looked through: unknown, behind a thing, or out of range'
     return None
 
 

@@ -5,6 +5,7 @@ introlab/rtabmap_ros aec4f91.
 
 from consumers.rules import Live, rule
 
+SYNC = 'rtabmap_ros 1792862 rtabmap_sync/src/impl/CommonDataSubscriberDepth.cpp'
 MSG = 'rtabmap_ros aec4f91 rtabmap_conversions/src/MsgConversion.cpp'
 DEPTHS = ('32FC1', '16UC1', 'mono16')
 COLOURS = (
@@ -38,6 +39,13 @@ def colour_encoding_is_known(live: Live) -> str | None:
 def depth_has_the_stamp_of_the_image(live: Live) -> str | None:
     if live.depth.header.stamp != live.rgb.header.stamp:
         return 'takes the pose of the stamp of the depth for an image of another moment'
+    return None
+
+
+@rule(f'{SYNC} depthCallback; message_filters ExactTime by approx_sync: false of the sample')
+def camera_info_has_the_stamp_of_the_image(live: Live) -> str | None:
+    if live.rgb_info.header.stamp != live.rgb.header.stamp:
+        return 'waits for ever: image, depth and camera_info are paired by equal stamps'
     return None
 
 

@@ -32,6 +32,8 @@ class Live:
     """``depth/confidence``."""
     compressed: object
     """``depth/image_rect/compressedDepth``, PNG."""
+    compressed_rvl: object
+    """The same of the same scene, RVL."""
     clearing: object
     """``points_clearing``."""
     scan: object

@@ -68,6 +68,55 @@ def seconds_to_clear(voxel_decay_s: float, acceleration: float, rate_hz: float) 
     return passed_s
 
 
+class Stvl:
+    """A layer before a camera that stands still, with marks in its optical frame.
+
+    spatio_temporal_voxel_layer.cpp updateBounds: read the buffers, empty those that say so, clear,
+    then mark. Without persistence a buffer keeps the newest reading until it is emptied
+    (measurement_buffer.cpp RemoveStaleObservations).
+    """
+
+    def __init__(self, costmap: dict):
+        """Take the parameters of a costmap with an ``stvl_layer``."""
+        layer = costmap['stvl_layer']
+        self.sources = [layer[name] for name in layer['observation_sources'].split()]
+        self.decay_s, self.voxel_m = layer['voxel_decay'], layer['voxel_size']
+        self.period_s, self.now_s = 1 / costmap['update_frequency'], 0.0
+        self.buffers: list[list[np.ndarray]] = [[] for _ in self.sources]
+        self.marks: dict[tuple[int, ...], float] = {}
+        """Stamp of each marked voxel."""
+
+    def receive(self, points: np.ndarray) -> None:
+        """Put a cloud (N, 3) into every buffer; one that only clears looks at its header alone."""
+        self.buffers = [[points] for _ in self.sources]
+
+    def update(self) -> None:
+        """Let one period pass."""
+        self.now_s += self.period_s
+        readings = list(zip(self.sources, self.buffers))
+        self.buffers = [[] if s.get('clear_after_reading') else b for s, b in readings]
+        self._clear([source for source, buffer in readings if source['clearing'] and buffer])
+        for source, buffer in readings:
+            for points in buffer if source['marking'] else ():
+                near = points[np.linalg.norm(points, axis=1) <= source['obstacle_range']]
+                voxels = np.floor(near / self.voxel_m).astype(int).tolist()
+                self.marks |= dict.fromkeys(map(tuple, voxels), self.now_s)
+
+    def _clear(self, sources: list[dict]) -> None:
+        """spatio_temporal_voxel_grid.cpp TemporalClearAndGenerateCostmap, with linear decay."""
+        centres = (np.array(list(self.marks)).reshape(-1, 3) + 0.5) * self.voxel_m
+        moved = np.zeros(len(centres))
+        stamps = np.array(list(self.marks.values()))
+        for source in sources:
+            frustum = Frustum(*(source[name] for name in Frustum._fields))
+            faster = source['decay_acceleration'] / 6 * (self.now_s - stamps) ** 3
+            moved = np.maximum(moved, np.where(is_inside(centres, frustum), faster, 0.0))
+        stamps -= moved
+        kept = self.now_s - stamps <= self.decay_s
+        voxels = list(self.marks)
+        self.marks = {voxels[i]: stamps[i] for i in np.flatnonzero(kept)}
+
+
 @rule(f'{STVL}/spatio_temporal_voxel_grid.cpp:278-280 operator()')
 def cloud_has_x_y_z(live: Live) -> str | None:
     if not set('xyz') <= float_fields(live.points):

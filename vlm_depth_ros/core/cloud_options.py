@@ -10,6 +10,11 @@ from vlm_depth_ros.core.config import require, require_within
 FRAMES = ('base', 'optical')
 UNBOUNDED_M = 1000.0
 """A side of the box that lies so far out is no side."""
+STEP_M = 0.1
+"""A scan looks for free space at distances no farther apart."""
+MOST_PLACES = 800_000
+"""Bins times distances of a scan. Its tables, kept for eight poses, are 48 MB each if the camera
+sees the whole turn, and 8 MB at 60 degrees."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class ScanOptions:
     """Distance from the z axis of the base. Nearer points are dropped, and nearer space needs not
     be seen to be free: no less than the camera's blind zone, or nothing ever is."""
     range_max_m: float = 5.0
-    """Farther points are dropped; free is free up to here."""
+    """Farther points are dropped; free is free up to here, so depth has to go as far."""
     angle_min_rad: float = 0.0
     """First bin, counted to the left from the x axis; both 0: from the rightmost to the leftmost
     direction in which the camera sees the band."""
@@ -145,6 +150,26 @@ class ScanOptions:
             isinstance(self.stride, Integral) and 1 <= self.stride <= 16,
             f'stride = {self.stride!r}: expected an integer from 1 to 16.',
         )
+        require(
+            self.bins * self.steps <= MOST_PLACES,
+            f'angle_increment_rad = {self.angle_increment_rad:g} and range_max_m = '
+            f'{self.range_max_m:g}: {self.bins} bins of {self.steps} places each to look for free '
+            f'space, expected at most {MOST_PLACES} in all. Raise angle_increment_rad, or lower '
+            'range_max_m.',
+        )
+
+    @property
+    def bins(self) -> int:
+        """How many there are, of a whole turn where the bounds come from the camera."""
+        if self.derives_angles:
+            return 2 * math.ceil(math.pi / self.angle_increment_rad)
+        turn = self.angle_max_rad - self.angle_min_rad
+        return int(turn / self.angle_increment_rad + 1e-6) + 1
+
+    @property
+    def steps(self) -> int:
+        """At how many distances free space is looked for."""
+        return math.ceil((self.range_max_m - self.range_min_m) / STEP_M) + 1
 
     @property
     def derives_angles(self) -> bool:

@@ -85,9 +85,10 @@ def pack_outputs(
     if confidence is not None:
         is_asked = 'confidence' in frame.wants or options.filter.min_confidence
         confidence = to_camera_grid(confidence, hw)[0, 0] if is_asked else None
+    share = None
     if depth is not None:
         depth = refined(frame, image, mask, depth, confidence, range_m, options)
-        packed['valid_share'] = _valid_share(depth)
+        share = _valid_share(depth)
     scene = Scene(frame, image, options, hw, range_m, depth, confidence)
     if scene.intrinsics is not None:
         packed['camera_info'] = camera_info_of(scene.intrinsics)
@@ -100,6 +101,12 @@ def pack_outputs(
     lost = _lost_by_compression(packed.get('compressed'), options)
     if lost:
         notes['compressed'] = lost
+    for name in REACHES.keys() & packed.keys():
+        unseen = _unseen(name, scene)
+        if unseen:
+            notes[name] = unseen
+    if share is not None:  # Last: a GPU is waited for here, and has everything to do by now.
+        packed['valid_share'] = share.item()
     return packed
 
 
@@ -129,16 +136,27 @@ def _points(scene: Scene) -> PackedCloud | None:
     if scene.intrinsics is None:
         return None
     options = scene.options
-    return pack_cloud(
+    cloud = pack_cloud(
         scene.depth, scene.intrinsics, scene.rgb, options.cloud_stride, options.cloud_organized,
         options.cloud, scene.frame.base_from_optical,
     )  # fmt: skip
+    may_be_blind = not (cloud.width and cloud.is_dense)
+    # Not NaN, nor too near: a number, or +Inf, which knows that nothing is within range.
+    strided = scene.depth[:: options.cloud_stride, :: options.cloud_stride]
+    if may_be_blind and not (strided > 0).any():
+        raise InputError(
+            'the whole picture is unknown, and an empty cloud would be taken for free space. '
+            'Readers that expect a rate notice. Is the lens covered, or a filter too strict?'
+        )
+    return cloud
 
 
 def _clearing(scene: Scene) -> PackedCloud | None:
     if scene.intrinsics is None:
         return None
-    return pack_clearing(scene.depth, scene.intrinsics, scene.options.clearing)
+    return pack_clearing(
+        scene.depth, scene.intrinsics, scene.options.clearing, scene.range_m[1]
+    )
 
 
 def _scan(scene: Scene) -> PackedScan | None:
@@ -147,8 +165,9 @@ def _scan(scene: Scene) -> PackedScan | None:
     if scene.frame.base_from_optical is None:
         raise InputError(f'the pose of the camera is not known: {scene.frame.silence}')
     return scan_of(
-        scene.depth, scene.intrinsics, scene.frame.base_from_optical, scene.options.scan
-    )
+        scene.depth, scene.intrinsics, scene.frame.base_from_optical, scene.options.scan,
+        scene.range_m[1],
+    )  # fmt: skip
 
 
 PACKERS: dict[str, Callable[[Scene], Any]] = {
@@ -162,11 +181,27 @@ PACKERS: dict[str, Callable[[Scene], Any]] = {
     'scan': _scan,
 }
 """What makes each thing that a frame may want; None where there is nothing to make it of."""
+REACHES: dict[str, tuple[str, Callable[[OutputOptions], float]]] = {
+    'clearing': ('clearing_range_m', lambda options: options.clearing.range_m),
+    'scan': ('scan_range_max_m', lambda options: options.scan.range_max_m),
+}
+"""What says how far space is free: the option, by its name on the node, and its value."""
 
 
-def _valid_share(depth: torch.Tensor) -> float:
+def _valid_share(depth: torch.Tensor) -> torch.Tensor:
     """Of every eighth row and column: enough to say how much is left."""
-    return float(depth[::8, ::8].isfinite().float().mean())
+    return depth[::8, ::8].isfinite().float().mean()
+
+
+def _unseen(name: str, scene: Scene) -> str:
+    (option, reach_of), far_m = REACHES[name], scene.range_m[1]
+    if reach_of(scene.options) <= far_m:
+        return ''
+    return (
+        f'{option} = {reach_of(scene.options):g} lies beyond the range of depth, {far_m:g} m: '
+        f'behind that nothing is known to be free, so {name} clears next to nothing. Lower '
+        f'{option}, or raise max_depth_m if it is below the range of the model.'
+    )
 
 
 def _lost_by_compression(packed: PackedCompressedImage | None, options: OutputOptions) -> str:

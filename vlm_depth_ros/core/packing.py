@@ -219,18 +219,22 @@ def pack_cloud(
 
 @torch.no_grad()
 def pack_clearing(
-    depth: torch.Tensor, intrinsics: CameraIntrinsics, options: ClearingOptions
+    depth: torch.Tensor,
+    intrinsics: CameraIntrinsics,
+    options: ClearingOptions,
+    max_depth_m: float = math.inf,
 ) -> PackedCloud:
     """Put points into the air where rays see free space, for a costmap to trace rays to.
 
     For a source of Nav2 that clears and does not mark. A pixel gets its point, `range_m` from the
-    camera along the ray, if it sees farther than that or beyond the range of the sensor (+Inf).
-    NaN and -Inf get none: what is unknown is not free.
+    camera along the ray, if it sees farther than that. +Inf sees as far as `max_depth_m`: what
+    comes behind that may be a wall. NaN and -Inf get none: what is unknown is not free.
 
     Args:
         depth: (H, W) gated depth in metres.
         intrinsics: Camera of exactly this depth image, before the stride.
         options: How far, and how many.
+        max_depth_m: What +Inf lies beyond, along the optical axis.
 
     Returns:
         A dense cloud of one row, without colour, in the optical frame.
@@ -240,7 +244,8 @@ def pack_clearing(
     """
     require_size(depth.shape, intrinsics)
     end, points = ray_ends(intrinsics, depth.device, options)
-    data = _host_bytes(_chosen(points, depth[:: options.stride, :: options.stride] > end))
+    seen_m = depth[:: options.stride, :: options.stride].clamp(max=max_depth_m)
+    data = _host_bytes(_chosen(points, seen_m > end))
     width = data.size // POINT_STEP
     return PackedCloud(1, width, POINT_STEP, width * POINT_STEP, True, False, data)
 

@@ -12,7 +12,8 @@ the message belongs to that frame, not to the camera's. Values follow REP-117:
   above the band, or one full of missing depth, is not known to be free.
 
 So a camera that looks down, whose highest ray leaves the band at 3 m, never answers +Inf with a
-`range_max_m` of more than 3 m. A frame of +Inf depth shows which bins it can clear at all.
+`range_max_m` of more than 3 m; nor does one whose depth ends at 3 m: beyond, +Inf knows nothing. A
+frame of +Inf depth shows which bins it can clear at all.
 """
 
 from dataclasses import dataclass
@@ -27,10 +28,8 @@ from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, require_size
 from vlm_depth_ros.core.mounting import inverse_of, require_rigid
 
-STEP_M = 0.1
-"""Free space is looked for at distances no farther apart."""
 HEIGHTS = 5
-"""And at so many heights, from the bottom to the top of the band."""
+"""Free space is looked for at so many heights, from the bottom to the top of the band."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +71,7 @@ def scan_of(
     intrinsics: CameraIntrinsics,
     base_from_optical: np.ndarray,
     options: ScanOptions,
+    max_depth_m: float = math.inf,
 ) -> PackedScan:
     """Turn depth into a scan about the base frame; on the host, which a tensor is copied to.
 
@@ -81,6 +81,7 @@ def scan_of(
         base_from_optical: (4, 4). Tables are kept for the last few poses; one that changes with
             each frame costs ten times as much as the rest.
         options: Band, ranges and bins.
+        max_depth_m: What +Inf lies beyond, along the optical axis.
 
     Raises:
         InputError: If sizes do not match, the transform is not rigid, or the camera sees nothing
@@ -91,7 +92,7 @@ def scan_of(
     layout = _layout(intrinsics, pose.tobytes(), options)
     strided = depth[:: options.stride, :: options.stride]
     z = strided.to('cpu', torch.float32).contiguous().numpy()
-    free = _is_free(z, layout)
+    free = _is_free(np.minimum(z, np.float32(max_depth_m)), layout)
     at, range_m = _hits(z, layout, options)
     too_near = range_m < options.range_min_m
     free[at[too_near]] = False
@@ -137,15 +138,14 @@ def _is_free(z: np.ndarray, layout: _Layout) -> np.ndarray:
 def _layout(intrinsics: CameraIntrinsics, matrix: bytes, options: ScanOptions) -> _Layout:
     pose = np.frombuffer(matrix).reshape(4, 4)
     camera = intrinsics.strided(options.stride)
-    increment, optical_from_base = options.angle_increment_rad, inverse_of(pose)
+    optical_from_base = inverse_of(pose)
     if options.derives_angles:
         # A whole turn, cut behind the camera's back, so that one to the rear has no gap.
-        forward = round(math.atan2(pose[1, 2], pose[0, 2]) / increment)
-        half = math.ceil(math.pi / increment)
-        angles = np.arange(forward - half, forward + half) * increment
+        forward = round(math.atan2(pose[1, 2], pose[0, 2]) / options.angle_increment_rad)
+        first = forward - options.bins // 2
+        angles = np.arange(first, first + options.bins) * options.angle_increment_rad
     else:
-        turn = options.angle_max_rad - options.angle_min_rad
-        angles = options.angle_min_rad + np.arange(int(turn / increment + 1e-6) + 1) * increment
+        angles = options.angle_min_rad + np.arange(options.bins) * options.angle_increment_rad
     pixel, depth = _looks(camera, optical_from_base, angles, options)
     in_sight = np.flatnonzero((~np.isnan(depth)).any(axis=(0, 1)))
     if not in_sight.size:
@@ -183,19 +183,23 @@ def _looks(
     options: ScanOptions,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which pixel looks at each place of the band, and its depth; NaN: none does."""
-    steps = math.ceil((options.range_max_m - options.range_min_m) / STEP_M) + 1
-    height_m = np.linspace(options.min_height_m, options.max_height_m, HEIGHTS)[:, None, None]
-    range_m = np.linspace(options.range_min_m, options.range_max_m, steps)[:, None]
+    range_m = np.linspace(options.range_min_m, options.range_max_m, options.steps)[:, None]
     forward_m, left_m = range_m * np.cos(angles), range_m * np.sin(angles)
-    x, y, z = (
-        (by_x * forward_m + by_y * left_m) + (by_z * height_m + offset)
-        for by_x, by_y, by_z, offset in optical_from_base[:3]
-    )
-    ahead = z > 0
-    safe = np.where(ahead, z, 1.0)
-    column = np.rint(camera.fx_px * x / safe + camera.cx_px)
-    row = np.rint(camera.fy_px * y / safe + camera.cy_px)
-    seen = ahead & (column >= 0) & (column < camera.width_px)
-    seen &= (row >= 0) & (row < camera.height_px)
-    pixel = np.where(seen, row * camera.width_px + column, 0).astype(np.intp)
-    return pixel, np.where(seen, z, np.nan).astype(np.float32)
+    pixel = np.empty((HEIGHTS, *forward_m.shape), np.intp)
+    depth = np.empty(pixel.shape, np.float32)
+    # One height after the other: each needs a dozen tables of its size on the way.
+    heights_m = np.linspace(options.min_height_m, options.max_height_m, HEIGHTS)
+    for height, height_m in enumerate(heights_m):
+        x, y, z = (
+            (by_x * forward_m + by_y * left_m) + (by_z * height_m + offset)
+            for by_x, by_y, by_z, offset in optical_from_base[:3]
+        )
+        ahead = z > 0
+        safe = np.where(ahead, z, 1.0)
+        column = np.rint(camera.fx_px * x / safe + camera.cx_px)
+        row = np.rint(camera.fy_px * y / safe + camera.cy_px)
+        seen = ahead & (column >= 0) & (column < camera.width_px)
+        seen &= (row >= 0) & (row < camera.height_px)
+        pixel[height] = np.where(seen, row * camera.width_px + column, 0)
+        depth[height] = np.where(seen, z, np.nan)
+    return pixel, depth

@@ -3,6 +3,7 @@
 import numpy as np
 from sensor_msgs.msg import PointCloud2, PointField
 from vlm_depth_ros.core.errors import InputError
+from vlm_depth_ros.core.texts import quoted
 
 MOST_POINTS = 20_000
 """More are thinned to every n-th before anything is copied."""
@@ -15,13 +16,16 @@ def cloud_to_xyz(cloud: PointCloud2) -> np.ndarray:
     Raises:
         InputError: If x, y or z is missing or no floating point, or the data are cut off.
     """
-    fields = {field.name: field for field in cloud.fields}
     size = cloud.width * cloud.height
+    if size == 0:  # Then nothing bounds the sizes that the message claims.
+        return np.empty((0, 3))
+    fields = {field.name: field for field in cloud.fields}
     order = '>' if cloud.is_bigendian else '<'
     missing = [n for n in 'xyz' if n not in fields or fields[n].datatype not in _FLOATS]
     if missing:
         raise InputError(
-            f'cloud has fields {sorted(fields)}: expected x, y and z as FLOAT32 or FLOAT64.'
+            f'cloud has fields {quoted(" ".join(sorted(fields)))}: expected x, y and z as FLOAT32 '
+            'or FLOAT64.'
         )
     formats = [order + _FLOATS[fields[n].datatype] for n in 'xyz']
     offsets = [fields[n].offset for n in 'xyz']

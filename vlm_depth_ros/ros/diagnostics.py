@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 SILENT_S = 1.0
 """A camera that sent nothing, or a frame without an answer, for so long is an error: with a report
 each second, it is told within two. Slow ones have `PERIODS` of their own."""
+START_S = 1.5
+"""A camera whose first image does not come for so long is one too, with the second report: one of
+1 Hz is there by then. A driver that starts later ends the error with its first image."""
 PERIODS = 3
 
 
@@ -34,6 +37,7 @@ class Diagnostics:
         self._hardware = hardware
         self._before: list[tuple[float, int, int, int]] = []
         self._period_s = [0.0] * len(cameras)
+        self._listening_since_s = time.monotonic()
 
     def publish(
         self,
@@ -48,23 +52,29 @@ class Diagnostics:
             statistics: Of each camera.
             reliabilities: How the images of each camera are subscribed.
             enabled: Whether images are let in at all.
-            model: What there is to say of the model; ``last loading`` says why one failed.
+            model: What there is to say of the model; ``last loading`` says why one failed,
+                ``device trouble`` why its device is gone.
         """
         now_s = time.monotonic()
         counts = [(now_s, s.received, s.published, s.failed) for s in statistics]
         # Without a call before there is no interval to count in.
         before = self._before or counts
         self._before = counts
+        if not enabled:
+            self._listening_since_s = now_s
         message = DiagnosticArray()
         message.header.stamp = self._node.get_clock().now().to_msg()
         for i, (s, old, new) in enumerate(zip(statistics, before, counts)):
             interval_s = max(new[0] - old[0], 1e-9)
-            if new[1] > old[1]:
+            if new[1] > old[1] > 0:  # From one image to the next; the first alone has no period.
                 self._period_s[i] = interval_s / (new[1] - old[1])
             level, text = DiagnosticStatus.OK, 'disabled by ~/enable'
             if enabled:
                 patience_s = max(SILENT_S, PERIODS * self._period_s[i])
-                level, text = _judge(s, now_s, patience_s, failed=new[3] > old[3])
+                silent_s = now_s - max(s.last_received_s, self._listening_since_s)
+                level, text = _judge(s, now_s, silent_s, patience_s, failed=new[3] > old[3])
+            if model['device trouble']:
+                level, text = DiagnosticStatus.ERROR, model['device trouble']
             if level == DiagnosticStatus.OK and model['last loading']:
                 level, text = DiagnosticStatus.WARN, model['last loading']
             values = {
@@ -97,8 +107,9 @@ class Diagnostics:
         self._publisher.publish(message)
 
     def forget(self) -> None:
-        """Start rates anew, after a pause or a jump of time."""
+        """Start rates and patience anew, after a pause or a jump of time."""
         self._before = []
+        self._listening_since_s = time.monotonic()
 
     def destroy(self) -> None:
         """Withdraw the publisher."""
@@ -110,11 +121,12 @@ def _age_s(s: Statistics, now_s: float) -> float:
 
 
 def _judge(
-    s: Statistics, now_s: float, patience_s: float, failed: bool
+    s: Statistics, now_s: float, silent_s: float, patience_s: float, failed: bool
 ) -> tuple[bytes, str]:
     if not s.last_received_s:
+        if silent_s > START_S:
+            return DiagnosticStatus.ERROR, f'no image has come in {silent_s:.1f} s'
         return DiagnosticStatus.WARN, 'no image has come yet'
-    silent_s = now_s - s.last_received_s
     if silent_s > patience_s:
         return DiagnosticStatus.ERROR, f'no image for {silent_s:.1f} s'
     busy_since_s = s.busy_since_s  # The worker may be done the next moment.

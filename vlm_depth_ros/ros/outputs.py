@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OUTPUT_DEPTH = 2
 """Messages that a publisher keeps for slow readers; old depth is worth nothing to a robot."""
+
+
 @dataclass(frozen=True)
 class Topic:
     """One output of a camera."""
@@ -72,14 +74,45 @@ class CameraOutput:
             )
             for topic in TOPICS
         }
+        self._warned: set[str] = set()
 
     def wants(self) -> frozenset[str]:
-        """Return what somebody subscribes to, in the estimator's words."""
+        """Return what somebody subscribes to and may have, in the estimator's words."""
         return frozenset(
             topic.wants
             for topic, publisher in self._publishers.items()
             if publisher.get_subscription_count() > 0
+            and (not topic.in_base or self._may_speak_for_base(publisher.topic_name))
         )
+
+    def _may_speak_for_base(self, topic_name: str) -> bool:
+        """Whether the place of the camera in the robot was ever said.
+
+        `scan` is what most lidars call theirs, so a reader that never heard of this node asks for
+        it. What that gets must not be guessed; if both talk, somebody is told.
+        """
+        is_by_parameters = self._node.get_parameter('pose_source').value == 'parameters'
+        if is_by_parameters and not any(self._node.get_parameter('camera_in_base').value):
+            self._warn_once(
+                'pose',
+                f'Somebody reads {topic_name}, which stays silent: camera_in_base is all zeros, '
+                'and a scan from there would be wrong. Set camera_in_base to the pose of the '
+                'camera in base_frame, or pose_source to tf. If that is the topic of a lidar, '
+                'rename this one: --ros-args -r scan:=depth/scan',
+            )
+            return False
+        if self._node.count_publishers(topic_name) > 1:
+            self._warn_once(
+                'foreign',
+                f'Another node publishes {topic_name} too, so readers get two scans as if they '
+                'were one. Rename this one: --ros-args -r scan:=depth/scan',
+            )
+        return True
+
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._node.get_logger().warning(text)
 
     def publish(self, output: 'FrameOutput', header: Header, base_frame: str) -> None:
         """Publish what was computed and somebody still wants, with the input's own header."""
