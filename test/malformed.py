@@ -9,7 +9,15 @@ import zlib
 import cv2
 import numpy as np
 from picture_files import encoded, FORMS, picture
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import (
+    CameraInfo,
+    CompressedImage,
+    Image,
+    LaserScan,
+    PointCloud2,
+    PointField,
+    Range,
+)
 from vlm_depth_ros.ros.encodings import LAYOUTS
 from vlm_depth_ros.ros.messages import byte_array
 
@@ -39,13 +47,19 @@ LENSES = (
 )  # fmt: skip
 
 
-def malformed(kind: type, number: int) -> Image | CompressedImage | CameraInfo:
+FRAMES = ('', ' ', '/', 'a\nb', '\u5f69', 'F' * 100_000)
+
+
+def malformed(kind: type, number: int) -> object:
     """The `number`-th malformed message of a type; a few of them happen to be right."""
     rng = np.random.default_rng([number, len(kind.__name__)])
     return {
         Image: malformed_image,
         CompressedImage: malformed_compressed,
         CameraInfo: malformed_info,
+        LaserScan: malformed_scan,
+        PointCloud2: malformed_cloud,
+        Range: malformed_range,
     }[kind](rng)
 
 
@@ -73,6 +87,58 @@ def good_info() -> CameraInfo:
     message.k = [f, 0.0, cx, 0.0, f, cy, 0.0, 0.0, 1.0]
     message.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
     message.p = [f, 0.0, cx, 0.0, 0.0, f, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
+    return message
+
+
+def good_scan() -> LaserScan:
+    """A wall 2 m ahead, square to the scanner."""
+    message = LaserScan(angle_min=-0.4, angle_increment=0.01, range_min=0.1, range_max=30.0)
+    message.header.frame_id = 'laser'
+    message.ranges = (2 / np.cos(-0.4 + 0.01 * np.arange(81))).astype(np.float32).tolist()
+    return message
+
+
+def good_cloud() -> PointCloud2:
+    """Points of such a wall."""
+    y, z = np.meshgrid(np.linspace(-0.8, 0.8, 15), np.linspace(-0.6, 0.6, 15))
+    points = np.stack([np.full_like(y, 2.0), y, z], axis=-1).reshape(-1, 3).astype('<f4')
+    message = PointCloud2(height=1, width=len(points), point_step=12, row_step=12 * len(points))
+    message.header.frame_id = 'laser'
+    message.fields = [
+        PointField(name=n, offset=4 * i, datatype=PointField.FLOAT32, count=1)
+        for i, n in enumerate('xyz')
+    ]
+    message.data = byte_array(points.view(np.uint8).reshape(-1))
+    return message
+
+
+def good_range() -> Range:
+    """Such a wall in a cone."""
+    message = Range(field_of_view=0.3, min_range=0.05, max_range=10.0, range=2.0)
+    message.header.frame_id = 'sonar'
+    return message
+
+
+def malformed_scan(rng: np.random.Generator) -> LaserScan:
+    """One to three fields of a good scan made wrong."""
+    message = good_scan()
+    _some_of(rng, message, _SCAN_DAMAGE)
+    return message
+
+
+def malformed_cloud(rng: np.random.Generator) -> PointCloud2:
+    """One to three fields of a good cloud made wrong."""
+    message = good_cloud()
+    _some_of(rng, message, _CLOUD_DAMAGE)
+    return message
+
+
+def malformed_range(rng: np.random.Generator) -> Range:
+    """One to three numbers of a good range made wrong."""
+    message = good_range()
+    for _ in range(rng.integers(1, 4)):
+        names = ('field_of_view', 'min_range', 'max_range', 'range')
+        setattr(message, _pick(rng, names), _float32(_pick(rng, NUMBERS)))
     return message
 
 
@@ -306,10 +372,91 @@ def _window(rng, message) -> None:
 
 
 def _frame(rng, message) -> None:
-    message.header.frame_id = _pick(rng, ('', ' ', '/', 'a\nb', '\u5f69', 'F' * 100_000))
+    message.header.frame_id = _pick(rng, FRAMES)
 
 
 _INFO_DAMAGE = [
     _matrix_entry, _matrix_entry, _focal, _matrix, _lens, _coefficients, _coefficients,
     _camera_side, _binning, _window, _frame,
+]  # fmt: skip
+
+
+# Ranges.
+
+
+def _float32(number: float) -> float:
+    """As a float32 field takes it: beyond its range there is infinity."""
+    with np.errstate(over='ignore'):
+        return float(np.float32(number))
+
+
+def _limits_of_scan(rng, message) -> None:
+    names = ('angle_min', 'angle_max', 'angle_increment', 'range_min', 'range_max', 'scan_time')
+    setattr(message, _pick(rng, names), _float32(_pick(rng, NUMBERS)))
+
+
+def _returns(rng, message) -> None:
+    ranges = np.array(message.ranges, np.float32)
+    if len(ranges):
+        chosen = rng.random(len(ranges)) < _pick(rng, (0.02, 0.5, 1.0))
+        ranges[chosen] = _float32(_pick(rng, NUMBERS))
+    message.ranges = ranges.tolist()
+
+
+def _count_of_returns(rng, message) -> None:
+    count = _pick(rng, (0, 1, 19, 80, 1000, 1000, 1000, 300_000))
+    message.ranges = np.resize(np.array([2.0, 0.0, np.nan], np.float32), count).tolist()
+    message.intensities = [0.0] * int(rng.integers(3))
+
+
+_SCAN_DAMAGE = [_limits_of_scan, _limits_of_scan, _returns, _count_of_returns, _frame]
+
+
+def _points(rng, message) -> None:
+    values = np.frombuffer(bytes(message.data), '<f4', len(message.data) // 4).copy()
+    if len(values):
+        chosen = rng.random(len(values)) < _pick(rng, (0.02, 0.5, 1.0))
+        values[chosen] = _float32(_pick(rng, NUMBERS))
+    message.data = byte_array(values.view(np.uint8))
+
+
+def _doubles(rng, message) -> None:
+    """True FLOAT64, of any size."""
+    points = rng.normal(0, 1, (message.width % 1000, 3)) * _pick(rng, (1.0, 1e30, 1e300))
+    for i, field in enumerate(message.fields[:3]):
+        field.datatype, field.offset = PointField.FLOAT64, 8 * i
+    message.point_step, message.height, message.width = 24, 1, len(points)
+    message.row_step = 24 * len(points)
+    message.data = byte_array(points.astype('<f8').view(np.uint8).reshape(-1))
+
+
+def _field(rng, message) -> None:
+    field = message.fields[rng.integers(len(message.fields))] if message.fields else PointField()
+    change = _pick(rng, ('name', 'offset', 'datatype', 'count'))
+    value = {
+        'name': ('', 'x', 'y', 'rgb', 'a\nb', 'N' * 100_000),
+        'offset': (0, 1, 3, 8, 11, 12, 2**31, 2**32 - 1),
+        'datatype': (0, 1, 6, 7, 8, 9, 255),
+        'count': (0, 1, 2, 2**32 - 1),
+    }[change]
+    setattr(field, change, _pick(rng, value))
+
+
+def _fields(rng, message) -> None:
+    kept = list(message.fields)[: rng.integers(len(message.fields) + 1)]
+    message.fields = kept * int(_pick(rng, (0, 1, 2, 1000)))
+
+
+def _steps(rng, message) -> None:
+    sides = (*SIDES, 12, 24, 12 * 225)
+    setattr(message, _pick(rng, ('point_step', 'row_step')), _pick(rng, sides))
+
+
+def _byte_order_of_cloud(rng, message) -> None:
+    message.is_bigendian = not message.is_bigendian
+
+
+_CLOUD_DAMAGE = [
+    _points, _points, _doubles, _field, _field, _fields, _steps, _side, _length,
+    _byte_order_of_cloud, _frame,
 ]  # fmt: skip

@@ -4,11 +4,13 @@ Everything is the real thing, over real DDS, except the network: it answers a kn
 chosen time and counts its calls. Run as a program, it is that node in a process of its own.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 import os
 import sys
 import threading
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,9 +30,12 @@ from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig, TrainingCamera
 from vlm_depth_ros.core.errors import WeightsError  # noqa: E402
 from vlm_depth_ros.core.estimator import DepthEstimator  # noqa: E402
 from vlm_depth_ros.core.features import BackboneSpec  # noqa: E402
+from vlm_depth_ros.core.frames import Frame  # noqa: E402
 from vlm_depth_ros.core.heads.base import HeadOutput  # noqa: E402
+from vlm_depth_ros.core.options import OutputOptions  # noqa: E402
 from vlm_depth_ros.ros.depth_node import DepthNode  # noqa: E402
 from vlm_depth_ros.ros.messages import byte_array  # noqa: E402
+from vlm_depth_ros.ros.node_params import NodeParams  # noqa: E402
 from vlm_depth_ros.ros.profile import use_large_segment  # noqa: E402
 
 OUTPUTS = {
@@ -41,6 +46,9 @@ OUTPUTS = {
 }
 FRAME_ID = 'camera_optical_frame'
 
+
+LOADS, CALLED = 'the stand-in loads', 'the stand-in is called'
+"""What it prints in a process of its own."""
 
 WARM_UP_CALLS = 2
 """Network calls of `DepthEstimator.warm_up`; the stand-in answers them at once."""
@@ -74,6 +82,58 @@ class StandInModel(torch.nn.Module):
     def calls(self) -> int:
         """Network calls so far."""
         return len(self.batch_sizes)
+
+
+class DepthLimits(NamedTuple):
+    """What depth may be, besides NaN and +Inf."""
+
+    low_m: float
+    high_m: float
+    may_be_neg_inf: bool = False
+
+    @classmethod
+    def of(
+        cls, model_range_m: tuple[float, float], options: OutputOptions | NodeParams
+    ) -> 'DepthLimits':
+        """Those of a model's own range under options."""
+        low_m, high_m = model_range_m
+        return cls(
+            max(low_m, options.min_depth_m),
+            min(high_m, options.max_depth_m or high_m),
+            options.near_is_neg_inf,
+        )
+
+    def allow(self, depth_m: np.ndarray) -> np.ndarray:
+        """Which values are allowed."""
+        inside = (depth_m >= np.float32(self.low_m)) & (depth_m <= np.float32(self.high_m))
+        near = (depth_m == -np.inf) & self.may_be_neg_inf
+        return inside | near | np.isnan(depth_m) | (depth_m == np.inf)
+
+
+STAND_IN_LIMITS = DepthLimits.of(StandInModel().config.depth_range_m, OutputOptions())
+"""Of a process around a stand-in, with the options that it has by default."""
+
+
+class DepthWatch:
+    """Looks at every value of every depth image that it is given."""
+
+    def __init__(self):
+        self.forbidden: list[float] = []
+        """Values that no depth image may hold."""
+        self.looked_at = 0
+
+    def look(self, message: Image, limits: Iterable[DepthLimits] = (STAND_IN_LIMITS,)) -> None:
+        """Take in an image that may be within any of `limits`."""
+        depth_m = np.frombuffer(message.data, '<f4')
+        allowed = np.logical_or.reduce([one.allow(depth_m) for one in limits])
+        self.forbidden += depth_m[~allowed].tolist()
+        self.looked_at += 1
+
+    def check(self) -> None:
+        """Fail if there was one that is neither NaN, nor an allowed infinity, nor in range."""
+        assert not self.forbidden, (
+            f'depth was published that is neither unknown nor in range: {self.forbidden[:5]}'
+        )
 
 
 class Factory:
@@ -141,11 +201,12 @@ class Graph:
         use_large_segment()
         self.model = StandInModel(depth_m, latency_s)
         self.factory = Factory(self.model)
+        self._limits: defaultdict[float, set[DepthLimits]] = defaultdict(set)
         overrides = [Parameter(name, value=v) for name, v in parameters.items()]
         overrides.append(Parameter('autostart', value=active))
         self._node = Spinner(
             lambda context: DepthNode(
-                estimator_factory=self.factory,
+                estimator_factory=self._make_watched,
                 context=context,
                 parameter_overrides=overrides,
                 cli_args=cli_args,
@@ -154,8 +215,8 @@ class Graph:
         self._tester = Spinner(lambda context: rclpy.create_node('tester', context=context))
         self.node: DepthNode = self._node.node
         self.tester: Node = self._tester.node
-        self.forbidden: list[float] = []
-        """Values that no depth image may hold; leaving the graph fails if there is one."""
+        self.watch = DepthWatch()
+        """Of what `listen` reads; leaving the graph fails if it holds a forbidden value."""
         self._publishers: dict = {}
         self._clients: dict = {}
         if active:
@@ -168,7 +229,7 @@ class Graph:
     def __exit__(self, *_: object) -> None:
         self._tester.close()
         self._node.close()
-        assert not self.forbidden, 'depth was published that is neither unknown nor in range'
+        self.watch.check()
 
     @property
     def state(self) -> str:
@@ -228,8 +289,7 @@ class Graph:
         kind = kind or OUTPUTS[topic.split('/', 1)[1] if topic not in OUTPUTS else topic]
         got: list = []
         take = got.append
-        # An unconfigured node, of a test that listens to another process, knows no range.
-        if topic.endswith('depth/image_rect') and kind is Image and self.node._model:
+        if topic.endswith('depth/image_rect') and kind is Image:
             take = self._taking(got)
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         self.tester.create_subscription(
@@ -244,19 +304,38 @@ class Graph:
         return got
 
     def _taking(self, got: list) -> Callable[[Image], None]:
-        """A callback that also looks at every value: NaN, an infinity, or inside the range."""
-        ranges = {self.node._model.estimator.config.depth_range_m}
+        """A callback that also looks at every value."""
 
         def take(message: Image) -> None:
-            depth_m = np.frombuffer(message.data, '<f4')
-            # After a swap a message of the model before may still be on its way.
-            ranges.add(self.node._model.estimator.config.depth_range_m)
-            low_m, high_m = min(low for low, _ in ranges), max(high for _, high in ranges)
-            number = depth_m[np.isfinite(depth_m)]
-            self.forbidden += number[(number < low_m) | (number > high_m)].tolist()
+            self.watch.look(message, self._limits_of(message))
             got.append(message)
 
         return take
+
+    def _make_watched(self, weights: str, runtime: RuntimeConfig) -> DepthEstimator:
+        """An estimator that notes which limits hold for the frames it is given."""
+        estimator = self.factory(weights, runtime)
+        process = estimator.process
+
+        def noting(frames: list[Frame], options: OutputOptions) -> list:
+            limits = DepthLimits.of(estimator.config.depth_range_m, options)
+            for frame in frames:
+                self._limits[frame.stamp_s].add(limits)
+            return process(frames, options)
+
+        estimator.process = noting
+        return estimator
+
+    def _limits_of(self, message: Image) -> set[DepthLimits]:
+        """Those in force when the image of this stamp was answered."""
+        noted = self._limits.get(stamp_ns(message) / 1e9)
+        if noted:
+            return set(noted)
+        # Another process answers, or a model that a test put in by hand.
+        model = self.node._model
+        if model is None:
+            return {STAND_IN_LIMITS}
+        return {DepthLimits.of(model.estimator.config.depth_range_m, self.node._params)}
 
     def call(self, kind: type, service: str, request: object, timeout_s: float = 10.0) -> object:
         """Call a service of the depth node."""
@@ -315,14 +394,21 @@ def stamp_ns(message: object) -> int:
 
 
 def main() -> int:
-    """Run the depth node around a stand-in: LATENCY_S LOADING_S [--ros-args ...]."""
+    """Run the depth node around a stand-in: LATENCY_S LOADING_S[,LATER_S] [--ros-args ...].
+
+    Its first model takes LOADING_S to load, others LATER_S if that is given. It prints a line when
+    it begins to load, and one at each call of the network.
+    """
     from vlm_depth_ros.ros.process import run
 
-    latency_s, loading_s = float(sys.argv[1]), float(sys.argv[2])
-    factory = Factory(StandInModel(2.0, latency_s))
+    latency_s, loading_s = float(sys.argv[1]), [float(s) for s in sys.argv[2].split(',')]
+    model = StandInModel(2.0, latency_s)
+    model.register_forward_pre_hook(lambda *_: print(CALLED, flush=True))
+    factory = Factory(model)
 
     def load(weights: str, runtime: RuntimeConfig) -> DepthEstimator:
-        end_s = time.monotonic() + loading_s
+        print(LOADS, flush=True)
+        end_s = time.monotonic() + (loading_s.pop(0) if loading_s[1:] else loading_s[0])
         while time.monotonic() < end_s:  # Many short steps, as reading weights has.
             time.sleep(0.01)
         return factory(weights, runtime)

@@ -1,5 +1,7 @@
 """Several cameras on one model: fair, batched, of any size, and independent of one another."""
 
+from dataclasses import dataclass
+import gc
 import time
 
 import numpy as np
@@ -8,10 +10,12 @@ import pytest
 pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
 pytest.importorskip('torch', reason='the node needs a network')
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
+from known_head import known_weights  # noqa: E402
+import ros_graph  # noqa: E402
 from ros_graph import Graph, image_message, info_message, wait_for  # noqa: E402
+import torch  # noqa: E402
+from vlm_depth_ros.ros.depth_node import load_estimator  # noqa: E402
 from vlm_depth_ros.ros.messages import byte_array  # noqa: E402
-
-pytestmark = pytest.mark.alone
 
 
 def sized(message, width, height, encoding='rgb8', channels=3):
@@ -22,6 +26,7 @@ def sized(message, width, height, encoding='rgb8', channels=3):
     return message
 
 
+@pytest.mark.alone
 def test_a_fast_camera_does_not_starve_a_slow_one():
     with Graph(cameras=['fast', 'slow'], latency_s=0.05) as graph:
         fast, slow = (graph.listen(f'{name}/depth/image_rect') for name in ('fast', 'slow'))
@@ -39,6 +44,7 @@ def test_a_fast_camera_does_not_starve_a_slow_one():
         assert graph.node.statistics[1].dropped == 0
 
 
+@pytest.mark.alone
 def test_a_lost_camera_stalls_nobody_and_is_told():
     with Graph(cameras=['kept', 'lost']) as graph:
         kept = graph.listen('kept/depth/image_rect')
@@ -78,6 +84,7 @@ def test_sizes_and_encodings_may_differ_in_one_batch():
         assert (got[name][-1].width, got[name][-1].height) == (image.width, image.height)
 
 
+@pytest.mark.alone
 def test_a_network_that_hangs_is_an_error_within_two_seconds():
     with Graph(latency_s=4.0) as graph:
         graph.listen('depth/image_rect')
@@ -124,3 +131,65 @@ def test_the_frustum_for_stvl_is_told_once_for_each_camera(capfd):
             graph.publish('image', image_message())
             wait_for(lambda n=count: len(depths) >= n, 'an answer')
     assert capfd.readouterr().err.count('For STVL: vertical_fov_angle 0.718') == 1
+
+
+@dataclass
+class Held:
+    """What a process holds while a node runs, in bytes."""
+
+    parameters: int
+    others: int
+    """Any other tensor."""
+
+
+def held_bytes() -> Held:
+    """Of every tensor that lives, each storage once."""
+    gc.collect()
+    found = {True: {}, False: {}}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter):  # Others hold no memory.
+            storage = thing.untyped_storage()
+            is_parameter = isinstance(thing, torch.nn.Parameter)
+            found[is_parameter][storage.data_ptr()] = storage.nbytes()
+    return Held(*(sum(found[which].values()) for which in (True, False)))
+
+
+def held_with(cameras, path) -> Held:
+    """What a node with so many cameras adds, once each of them has its answer."""
+    before, names = held_bytes(), [f'camera{i}' for i in range(cameras)]
+    with Graph(weights=str(path), device='cpu', cameras=names) as graph:
+        got = [graph.listen(f'{name}/depth/image_rect') for name in names]
+        for name in names:
+            graph.publish(f'{name}/image', image_message())
+        for name, messages in zip(names, got):
+            wait_for(
+                lambda n=name, m=messages: graph.publish(f'{n}/image', image_message()) or m,
+                f'depth of {name}',
+            )
+        wait_for(lambda: not any(s.busy_since_s for s in graph.node.statistics), 'the last one')
+        after = held_bytes()
+    return Held(after.parameters - before.parameters, after.others - before.others)
+
+
+def test_more_cameras_share_one_model_and_add_what_their_images_need(tmp_path, monkeypatch):
+    monkeypatch.setattr(ros_graph, 'Factory', lambda _: load_estimator)
+    path = known_weights(tmp_path / 'known.safetensors')
+    one, four = held_with(1, path), held_with(4, path)
+    assert one.parameters == four.parameters > 10_000
+    picture_bytes = 48 * 64 * 3 * 4
+    assert four.others - one.others < 4 * picture_bytes
+
+
+def test_all_cameras_are_answered_by_one_network_call():
+    names = [f'camera{i}' for i in range(4)]
+    with Graph(cameras=names, latency_s=0.2) as graph:
+        got = [graph.listen(f'{name}/depth/image_rect') for name in names]
+
+        def all_of_them():
+            for name in names:
+                graph.publish(f'{name}/image', image_message())
+            return 4 in graph.model.batch_sizes and all(got)
+
+        wait_for(all_of_them, 'a network call for all four')
+        assert len(graph.factory.made) == 1
+        assert max(graph.model.batch_sizes) == 4

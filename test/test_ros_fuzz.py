@@ -16,9 +16,11 @@ pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
 pytest.importorskip('torch', reason='the node needs a network')
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from malformed import (  # noqa: E402
+    FRAMES,
     good_compressed,
     good_image,
     good_info,
+    good_scan,
     IS_FULL,
     malformed,
 )
@@ -28,6 +30,7 @@ from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from ros_graph import (  # noqa: E402
+    DepthWatch,
     Graph,
     image_message,
     info_message,
@@ -36,14 +39,29 @@ from ros_graph import (  # noqa: E402
     stamped,
     wait_for,
 )
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2  # noqa: E402
-from test_ros_process import Process, STAND_IN, START_S  # noqa: E402
+from ros_process import StandIn, START_S  # noqa: E402
+from sensor_msgs.msg import (  # noqa: E402
+    CameraInfo,
+    CompressedImage,
+    Image,
+    LaserScan,
+    PointCloud2,
+    Range,
+)
 from vlm_depth_ros.ros.node_params import LIVE, NodeParams  # noqa: E402
-
-pytestmark = pytest.mark.alone
+from vlm_depth_ros.ros.outputs import TOPICS  # noqa: E402
+from vlm_depth_ros.ros.surroundings import RANGE_TOPICS  # noqa: E402
 
 MESSAGES = 3000 if IS_FULL else 250
 PARAMETER_SETS = 1000 if IS_FULL else 200
+RANGES = 1000 if IS_FULL else 60
+"""Of each kind."""
+RANGES_OF_NOTHING = {
+    LaserScan: lambda: LaserScan(ranges=[float('inf')] * 81),
+    PointCloud2: PointCloud2,
+    Range: lambda: Range(range=float('inf')),
+}
+"""Nothing to measure the scale by, so that depth stays what the stand-in answers."""
 GOOD_EVERY = 5
 WARNING_PERIOD_S = 5.0
 GROWTH_BYTES = 48_000_000
@@ -60,8 +78,9 @@ class Running:
             'raw': (Image, good_image), 'compressed': (CompressedImage, good_compressed)
         }[transport]  # fmt: skip
         names = ['-r', f'__ns:=/{transport}', '-r', f'__node:={transport}_node']
-        arguments = ['--ros-args', *names, '-p', f'image_transport:={transport}']
-        self.process = Process([*STAND_IN, '0', '0', *arguments], log)
+        parameters = [f'image_transport:={transport}', 'scale_source:=ranges']
+        arguments = ['--ros-args', *names, *(p for v in parameters for p in ('-p', v))]
+        self.process = StandIn(['0', '0', *arguments], log)
         self._tester = Spinner(
             lambda context: rclpy.create_node('camera', namespace=transport, context=context)
         )
@@ -69,20 +88,23 @@ class Running:
         topic = 'image' if transport == 'raw' else 'image/compressed'
         self.images = node.create_publisher(self.kind, topic, QoSProfile(depth=5))
         self.infos = node.create_publisher(CameraInfo, 'camera_info', QoSProfile(depth=5))
-        self.depth, self.clouds, self.failed = {}, {}, 0
-        for message, name, got in (
-            (Image, 'depth/image_rect', self.depth), (PointCloud2, 'points', self.clouds)
-        ):  # fmt: skip
-            node.create_subscription(
-                message, name, lambda m, got=got: got.update({stamp_ns(m): m}), QoSProfile(depth=5)
-            )
+        self.ranges = {
+            kind: node.create_publisher(kind, name, QoSProfile(depth=5))
+            for name, kind in RANGE_TOPICS.items()
+        }
+        self.depth, self.clouds, self.failed, self.watch = {}, {}, 0, DepthWatch()
+        for message, name, take in (
+            (Image, 'depth/image_rect', self._on_depth),
+            (PointCloud2, 'points', lambda m: self.clouds.update({stamp_ns(m): m})),
+        ):
+            node.create_subscription(message, name, take, QoSProfile(depth=5))
         node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 1)
 
     def wait(self) -> None:
         """Until the node is active and hears its camera."""
         wait_for(lambda: 'Subscribed' in self.process.output, 'the node to be active', START_S)
-        counts = (self.images, self.infos)
-        wait_for(lambda: all(p.get_subscription_count() for p in counts), 'both subscriptions')
+        counts = (self.images, self.infos, *self.ranges.values())
+        wait_for(lambda: all(p.get_subscription_count() for p in counts), 'each subscription')
         time.sleep(0.6)  # It follows the reliability of its publishers four times a second.
         self.answer_to_good()
 
@@ -101,16 +123,21 @@ class Running:
                 break
             # The camera_info before it, or the cloud after, came a little later.
         assert depth_m[24, 32] == 2
+        self.watch.check()
         self.depth.clear()
         self.clouds.clear()
 
     def resident_bytes(self) -> int:
-        pages = Path(f'/proc/{self.process._process.pid}/statm').read_text().split()[1]
+        pages = Path(f'/proc/{self.process.pid}/statm').read_text().split()[1]
         return int(pages) * os.sysconf('SC_PAGE_SIZE')
 
     def close(self) -> None:
         self._tester.close()
         self.process.__exit__()
+
+    def _on_depth(self, message: Image) -> None:
+        self.watch.look(message)
+        self.depth[stamp_ns(message)] = message
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -130,6 +157,7 @@ def running(tmp_path_factory):
         node.close()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('transport', ['raw', 'compressed'])
 def test_a_running_node_answers_every_good_frame_between_malformed_ones(running, transport):
     node = running[transport]
@@ -154,12 +182,15 @@ def test_a_running_node_answers_every_good_frame_between_malformed_ones(running,
     assert_alive_and_short_spoken(node, took_s)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('transport', ['raw', 'compressed'])
 def test_bytes_that_are_no_message_do_not_end_the_node(running, transport):
     """A middleware of another version, or a foreign writer: cut and turned on the wire."""
     node, rng = running[transport], np.random.default_rng(5)
+    sent = [(node.images, node.good), (node.infos, good_info)]
+    sent += [(publisher, RANGES_OF_NOTHING[kind]) for kind, publisher in node.ranges.items()]
     for _ in range(MESSAGES // 5):
-        for publisher, good in ((node.images, node.good), (node.infos, good_info)):
+        for publisher, good in sent:
             data = bytearray(serialize_message(stamped(good())))
             if rng.random() < 0.5:
                 del data[rng.integers(len(data)) :]
@@ -169,11 +200,47 @@ def test_bytes_that_are_no_message_do_not_end_the_node(running, transport):
             publisher.publish(bytes(data))
         time.sleep(0.004)
     node.answer_to_good()
-    assert node.process._process.poll() is None
+    assert node.process.is_running
+
+
+def test_malformed_ranges_cost_no_frame_and_true_ones_are_believed_after_them(capfd):
+    with Graph(scale_source='ranges') as graph:
+        depth = graph.listen('depth/image_rect')
+        graph.publish('camera_info', info_message())
+        graph.publish('image', image_message())
+        statistics, rng = graph.node.statistics[0], np.random.default_rng(7)
+        start_s = time.monotonic()
+
+        def answer():
+            count = len(depth)
+            graph.publish('image', image_message())
+            wait_for(lambda: len(depth) > count, 'the answer to a good image')
+
+        for number in range(RANGES):
+            for topic, kind in RANGE_TOPICS.items():
+                frame_id = FRAMES[rng.integers(len(FRAMES))]
+                message = stamped(malformed(kind, number), frame_id=frame_id)
+                if rng.random() < 0.1:
+                    message.header.stamp.sec = int(rng.choice([-(2**31), 0, 2**31 - 1]))
+                    message.header.stamp.nanosec = 2**32 - 1
+                graph.publish(topic, message)
+                answer()
+        took_s = time.monotonic() - start_s
+        assert statistics.failed == 0 and statistics.scale.refused > RANGES / 5
+        assert 0.5 <= statistics.scale.factor <= 2
+        for _ in range(12):
+            graph.publish('ranges/scan', stamped(good_scan(), frame_id='laser'))
+            time.sleep(0.02)
+            answer()
+        assert statistics.scale.status == 'tracking' and statistics.scale.reason == ''
+    lines = capfd.readouterr().err.splitlines()
+    print(f'{3 * RANGES} ranges in {took_s:.0f} s, {statistics.scale}, {len(lines)} lines')
+    assert not any('Traceback' in line or 'Warning' in line for line in lines)
+    assert max(len(line) for line in lines) < LONGEST_LINE
 
 
 def assert_alive_and_short_spoken(node: Running, took_s: float) -> None:
-    assert node.process._process.poll() is None
+    assert node.process.is_running
     lines = node.process.output.splitlines()
     assert not any('Traceback' in line for line in lines)
     assert max(len(line) for line in lines) < LONGEST_LINE
@@ -218,11 +285,17 @@ def random_value(rng, field):
 
 
 def test_random_parameters_are_taken_or_refused_in_one_line_and_frames_flow(capfd):
-    with Graph() as graph:
-        depth, clouds = graph.listen('depth/image_rect'), graph.listen('points')
+    with Graph(camera_in_base=[0.0, 0.0, 0.4, 0.0, 0.0, 0.0]) as graph:
+        # Every output, so that each of them is made under each set.
+        got = {topic.name: graph.listen(topic.name, topic.kind) for topic in TOPICS}
+        depth, clouds = got['depth/image_rect'], got['points']
+        possible = set(got) - {'depth/confidence', 'embedding'}
         graph.publish('camera_info', info_message(*DIVISIBLE_HW))
-        graph.publish('image', image_message(*DIVISIBLE_HW))
-        wait_for(lambda: depth and clouds, 'outputs')
+        wait_for(
+            lambda: graph.publish('image', image_message(*DIVISIBLE_HW))
+            or all(got[name] for name in possible),
+            'every output that a stand-in has',
+        )
         first_depth, first_cloud = depth[0].data, clouds[0].data
         rng = np.random.default_rng(6)
         taken, refused, reasons, errors = 0, 0, [], {}
@@ -252,7 +325,7 @@ def test_random_parameters_are_taken_or_refused_in_one_line_and_frames_flow(capf
             assert graph.state == 'active'
             errors.setdefault(graph.node.statistics[0].last_error, (number, values))
         took_s = time.monotonic() - start_s
-        flowed = len(depth)
+        flowed, answers = len(depth), {name: len(got[name]) for name in possible}
         # As it was, all at once: limits depend on one another.
         defaults = [Parameter(f.name, value=plain(f.default)) for f in LIVE_FIELDS]
         result = graph.node.set_parameters_atomically(defaults)
@@ -268,6 +341,7 @@ def test_random_parameters_are_taken_or_refused_in_one_line_and_frames_flow(capf
         assert not re.match(r'\w*(Error|Exception): ', error), (error, where)
     assert taken > PARAMETER_SETS / 10 and refused > PARAMETER_SETS / 10
     assert flowed > PARAMETER_SETS / 20
+    assert min(answers.values()) > 1, answers
     for number, reason in reasons:
         assert reason.isprintable() and 10 < len(reason) < LONGEST_LINE, (number, reason[:500])
     lines = capfd.readouterr().err.splitlines()

@@ -19,7 +19,7 @@ from sensor_msgs.msg import LaserScan, PointCloud2, PointField, Range  # noqa: E
 from vlm_depth_ros.core.errors import InputError  # noqa: E402
 from vlm_depth_ros.ros.clouds import cloud_to_xyz  # noqa: E402
 from vlm_depth_ros.ros.messages import byte_array  # noqa: E402
-from vlm_depth_ros.ros.surroundings import matrix_of  # noqa: E402
+from vlm_depth_ros.ros.surroundings import matrix_of, TransformTree  # noqa: E402
 
 SAID_M = 2.0
 """What the stand-in network says of everything."""
@@ -61,9 +61,13 @@ def a_range(distance_m=TRUE_M):
 
 
 def run(graph, seconds=5.0, step_s=0.2, before_each=lambda stamp_s: None, start_s=100.0):
-    """Send frames with stamps `step_s` apart, one answered before the next; the depths."""
+    """Send frames with stamps `step_s` apart (0: five of one stamp), one after the other's answer.
+
+    Returns:
+        The depths.
+    """
     depths = graph.listen('depth/image_rect')
-    for i in range(round(seconds / step_s)):
+    for i in range(round(seconds / step_s) if step_s else 5):
         stamp_s, count = start_s + i * step_s, len(depths)
         before_each(stamp_s)
         graph.publish('image', image_message(stamp_s=stamp_s))
@@ -107,6 +111,79 @@ def test_ranges_of_another_sensor_mend_a_wrong_scale(topic, make):
 
         depths = run(graph, before_each=measured)
     assert depths[-1] == pytest.approx(TRUE_M, rel=0.03)
+
+
+def sent_at(scans, graph):
+    """A `before_each` that publishes each of `scans` (stamp: distance) once its time has come."""
+    left, surroundings = dict(scans), graph.node._surroundings
+
+    def send(at_s):
+        scan = stamped(a_scan(left.pop(at_s, TRUE_M)), at_s, 'laser')
+        graph.publish('ranges/scan', scan)
+        return scan.header
+
+    # What is sent before publisher and reader know each other is lost; no frame sees these.
+    if left:
+        wait_for(lambda: send(1.0) and surroundings._newest is not None, 'the first scan')
+
+    def before_each(stamp_s):
+        for at_s in [at_s for at_s in left if at_s <= stamp_s + 1e-6]:
+            header = send(at_s)
+            wait_for(lambda h=header: surroundings._newest.header == h, 'the scan')
+
+    return before_each
+
+
+def test_a_scan_six_times_slower_than_the_camera_mends_a_wrong_scale():
+    with Graph(scale_source='ranges') as graph:
+        graph.publish('camera_info', info_message())
+        before_each = sent_at({100 + i / 5: TRUE_M for i in range(20)}, graph)
+        depths = run(graph, 4.0, 1 / 30, before_each)
+        values = values_of(graph)
+    assert depths[-1] == pytest.approx(TRUE_M, rel=0.03)
+    assert max(np.diff(np.log(depths))) <= np.log1p(0.2) / 30 + 1e-3, 'a leap'
+    assert values['scale status'] == 'tracking' and values['scale trouble'] == ''
+    counted = [int(values[f'scale measurements {k}']) for k in ('accepted', 'refused')]
+    assert counted == [18, 2], 'each scan once, the first two without anybody to agree with'
+
+
+def test_a_single_wrong_scan_counts_once_and_moves_nothing():
+    with Graph(scale_source='ranges') as graph:
+        graph.publish('camera_info', info_message())
+        depths = run(graph, 0.5, 1 / 30, sent_at({100.0: 1.6 * SAID_M}, graph))
+        values = values_of(graph)
+    assert depths == [pytest.approx(SAID_M)] * 15
+    assert values['scale status'] == 'waiting'
+    assert values['scale measurements accepted'] == '0'
+    assert values['scale measurements refused'] == '1'
+
+
+def test_each_camera_is_measured_by_a_scan_once():
+    with Graph(scale_source='ranges', cameras=['front', 'rear']) as graph:
+        depths = [graph.listen(f'{name}/depth/image_rect') for name in ('front', 'rear')]
+        for name in ('front', 'rear'):
+            graph.publish(f'{name}/camera_info', info_message())
+        before_each = sent_at({100.0 + i / 5: TRUE_M for i in range(4)}, graph)
+        for i in range(8):
+            before_each(100.0 + i / 10)
+            for name, got in zip(('front', 'rear'), depths):
+                graph.publish(f'{name}/image', image_message(stamp_s=100.0 + i / 10))
+                wait_for(lambda g=got, n=i: len(g) > n, 'a depth image')
+        states = [statistics.scale for statistics in graph.node.statistics]
+    assert [(state.accepted, state.refused) for state in states] == [(2, 2)] * 2
+
+
+@pytest.mark.parametrize('source', ['ground', 'ranges'])
+def test_a_camera_that_stamps_nothing_is_told_about(source):
+    with Graph(scale_source=source, camera_in_base=LOOKS_DOWN) as graph:
+        graph.publish('camera_info', info_message())
+        scans = {0.0: TRUE_M} if source == 'ranges' else {}
+        depths = run(graph, 1.0, 0.0, sent_at(scans, graph), start_s=0.0)
+        values = values_of(graph)
+    assert depths == [pytest.approx(SAID_M)] * len(depths)
+    assert values['scale status'] == 'waiting'
+    assert 'stands still at 0.000 s' in values['scale trouble']
+    assert values['scale trouble'] in values['message']
 
 
 def test_a_lost_source_freezes_the_scale_and_says_so():
@@ -174,7 +251,7 @@ def test_filters_can_be_switched_while_the_node_runs():
 
 
 def test_clouds_keep_their_own_rate():
-    with Graph(cloud_rate_hz=0.5) as graph:
+    with Graph(cloud_rate_hz=0.05) as graph:
         clouds, depths = graph.listen('points'), graph.listen('depth/image_rect')
         graph.publish('camera_info', info_message())
         for count in range(1, 11):
@@ -216,6 +293,22 @@ def test_poses_come_from_tf_where_it_is_installed(monkeypatch):
         graph.publish('camera_info', info_message())
         assert run(graph)[-1] == pytest.approx(TRUE_M, rel=0.03)
     assert set(Buffer.asked) == {('base_footprint', 'camera_optical_frame')}
+
+
+def test_a_frame_that_tf_does_not_know_is_told_in_a_short_line(monkeypatch):
+    class Buffer:
+        def lookup_transform(self, target, source, time):
+            raise LookupError(f'{source!r} passed to lookupTransform does not exist')
+
+    stand_in = SimpleNamespace(Buffer=Buffer, TransformListener=lambda buffer, node: None)
+    monkeypatch.setitem(sys.modules, 'tf2_ros', stand_in)
+    tree = TransformTree(None)
+    with pytest.raises(InputError, match="from 'laser' to 'camera': 'laser' passed to lookup"):
+        tree.a_from_b('camera', 'laser')
+    with pytest.raises(InputError) as error:
+        tree.a_from_b('camera', 'F\n' * 50_000)
+    line = str(error.value)
+    assert line.isprintable() and len(line) < 600 and '(100000 characters)' in line
 
 
 def test_a_quaternion_becomes_the_rotation_it_stands_for():

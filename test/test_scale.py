@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from vlm_depth_ros.core.config import from_mapping
 from vlm_depth_ros.core.errors import ConfigError
-from vlm_depth_ros.core.scale import Measurement, ScaleEstimate, ScaleOptions
+from vlm_depth_ros.core.scale import (
+    Measurement,
+    NOTHING_NEW,
+    ScaleEstimate,
+    ScaleOptions,
+)
 
 TRUE = 1 / 0.7
 HZ = 10
@@ -134,6 +139,69 @@ def test_frames_that_disagree_are_never_begun_with():
     factors = 0.55 * 1.25 ** np.array([0, 3, 1, 4, 2] * 20)
     states = run(ScaleEstimate(ScaleOptions('ranges')), [measured(f) for f in factors])
     assert {state.factor for state in states} == {1.0} and states[-1].accepted == 0
+
+
+def slow(factors, frames_each=6):
+    """What the frames of a camera say of a sensor so many times slower than itself."""
+    wait = [Measurement(reason=NOTHING_NEW)] * (frames_each - 1)
+    return [found for factor in factors for found in (measured(factor), *wait)]
+
+
+def test_a_slow_sensor_corrects_as_fast_as_one_that_measures_each_frame():
+    options = ScaleOptions('ranges')
+    each = run(ScaleEstimate(options), [measured(TRUE)] * 120, hz=30)
+    states = run(ScaleEstimate(options), slow([TRUE] * 20), hz=30)
+    assert states[-1].factor == pytest.approx(TRUE, rel=0.03)
+    assert states[89].factor == pytest.approx(each[89].factor, rel=0.1)
+    change = [math.log(b.factor / a.factor) for a, b in zip(states, states[1:])]
+    assert max(change) <= math.log(1.2) / 30 + 1e-9, 'a leap'
+    # Two that agree with nobody yet, and then one for each message.
+    assert (states[-1].accepted, states[-1].refused) == (18, 2)
+    assert states[-1].status == 'tracking' and states[-1].reason == ''
+
+
+def test_one_message_is_one_vote_for_as_long_as_it_is_the_newest():
+    states = run(ScaleEstimate(ScaleOptions('ranges')), slow([1.6], 60), hz=30)
+    assert {state.factor for state in states} == {1.0}
+    assert states[-1].status == 'waiting'
+    assert (states[-1].accepted, states[-1].refused) == (0, 1)
+    assert states[-1].reason.startswith('fewer than 3')
+
+
+@pytest.mark.parametrize('frames_each', [1, 6, 30])
+def test_a_single_wrong_message_never_moves_the_factor(frames_each):
+    estimate = ScaleEstimate(ScaleOptions('ranges'))
+    held = run(estimate, slow([TRUE] * 20, frames_each), hz=10)[-1].factor
+    states = run(estimate, slow([1.6 * TRUE], frames_each), 2.0 * frames_each, hz=10)
+    assert {state.factor for state in states} == {held}
+    assert states[-1].refused - states[0].refused == 0 and states[0].reason
+
+
+def test_a_sensor_that_falls_silent_freezes_the_scale():
+    estimate = ScaleEstimate(ScaleOptions('ranges', lost_after_s=2.0))
+    run(estimate, slow([TRUE] * 30), hz=30)
+    states = run(estimate, [Measurement(reason=NOTHING_NEW)] * 90, 6.0, hz=30)
+    before, after = states[30], states[-1]
+    assert (before.status, before.reason) == ('tracking', '')
+    assert (after.status, after.reason) == ('frozen', NOTHING_NEW)
+    assert (after.accepted, after.refused) == (before.accepted, before.refused)
+
+
+@pytest.mark.parametrize('stamp_s', [0.0, 12.5])
+def test_images_without_a_time_of_their_own_are_the_reason(stamp_s):
+    estimate = ScaleEstimate(ScaleOptions('ground'))
+    states = [estimate.update(measured(TRUE), stamp_s) for _ in range(10)]
+    assert {(state.factor, state.status) for state in states} == {(1.0, 'waiting')}
+    assert f'the stamp of the images stands still at {stamp_s:.3f} s' in states[-1].reason
+
+
+def test_a_frame_that_is_worked_on_twice_is_measured_once():
+    once, twice = ScaleEstimate(ScaleOptions('ground')), ScaleEstimate(ScaleOptions('ground'))
+    for i in range(40):
+        once.update(measured(TRUE), i / 10)
+        for _ in range(2):
+            twice.update(measured(TRUE), i / 10)
+        assert twice.state == once.state
 
 
 def test_a_bag_that_starts_again_keeps_the_factor():

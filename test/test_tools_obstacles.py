@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 from desk_sets import frame
 from known_head import known_weights
@@ -11,10 +12,12 @@ import torch
 from vlm_depth_ros.core.errors import ConfigError, InputError
 from vlm_depth_ros.core.filters import apply_filters
 from vlm_depth_ros.core.geometry import CameraIntrinsics
-from vlm_depth_ros.core.options import FilterOptions
+from vlm_depth_ros.core.options import FilterOptions, TemporalOptions
+from vlm_depth_ros.core.temporal import TemporalFilter
 from vlm_depth_ros.files.images import load_rgb
 from vlm_depth_ros.files.pairs import write_pairs
 from vlm_depth_ros.tools.cli import main
+from vlm_depth_ros.tools.flicker import AROUND_PX, Flicker, StillPixels
 from vlm_depth_ros.tools.obstacle_grid import (
     GridOptions,
     ObstacleScore,
@@ -165,6 +168,62 @@ def test_rates_are_means_over_the_frames_that_have_one():
     assert found['by_tolerance'][TABLE_TOLERANCE]['false_rate'] == found['false_rate']
 
 
+def row_at(stamp_s, scene='room'):
+    return SimpleNamespace(scene=scene, pair=SimpleNamespace(stamp_s=stamp_s))
+
+
+def test_flicker_is_the_change_of_depth_where_the_picture_stands_still():
+    left, right, still_pixels, flicker = wall(2.0), wall(2.0), StillPixels(), Flicker()
+    picture = np.full((*CAMERA.image_hw, 3), 90, np.uint8)
+    moved = picture.copy()
+    moved[:, 200:] = 200
+    right[:, :200] *= 1.03
+    right[:, 200:] *= 2.0  # A thing came into the view there.
+    right[:50] = np.nan
+    still = []
+    for i, (rgb, depth_m) in enumerate([(picture, left), (moved, right), (moved, right)]):
+        still.append(still_pixels(row_at(0.1 * i), rgb))
+        flicker.add(depth_m, still[-1])
+    assert still[0] is None
+    np.testing.assert_array_equal(
+        still[1], np.arange(320)[None] < np.full((240, 1), 200 - AROUND_PX)
+    )
+    assert still[2].all()
+    assert flicker.medians == [pytest.approx(math.log(1.03), rel=1e-4), 0.0]
+    assert flicker.as_dict() == {'flicker': pytest.approx(0.0148, abs=1e-4), 'flicker_pairs': 2}
+
+
+@pytest.mark.parametrize('second', [
+    row_at(0.7), row_at(0.1, 'kitchen'), row_at(None), row_at(-0.1)
+])  # fmt: skip
+def test_frames_that_do_not_follow_have_no_flicker(second):
+    picture, still_pixels = np.zeros((4, 4, 3), np.uint8), StillPixels()
+    assert still_pixels(row_at(0.0), picture) is None
+    assert still_pixels(second, picture) is None
+
+
+def test_flicker_of_a_few_pixels_is_none():
+    flicker, few = Flicker(), wall(np.nan)
+    few[0, :99] = 2.0
+    for _ in range(2):
+        flicker.add(few, np.ones(few.shape, bool))
+    assert flicker.as_dict() == {'flicker': None, 'flicker_pairs': 0}
+
+
+def test_the_temporal_filter_calms_what_flickers():
+    random, still = np.random.default_rng(3), np.ones(CAMERA.image_hw, bool)
+    image = torch.full((3, *CAMERA.image_hw), 90, dtype=torch.uint8)
+    smooth, raw, calm = TemporalFilter(TemporalOptions(weight=0.8)), Flicker(), Flicker()
+    for i in range(8):
+        depth_m = wall(2.0) * (1 + random.normal(0, 0.005, CAMERA.image_hw)).astype(np.float32)
+        raw.add(depth_m, still)
+        calm.add(smooth(torch.from_numpy(depth_m), image, i / 30).numpy(), still)
+    raw, calm = raw.as_dict(), calm.as_dict()
+    assert raw['flicker'] == pytest.approx(0.6745 * 0.005 * math.sqrt(2), rel=0.05)
+    assert calm['flicker'] < 0.5 * raw['flicker']
+    assert calm['flicker_pairs'] == raw['flicker_pairs'] == 7
+
+
 def test_the_laser_sees_what_is_at_the_height_of_the_camera():
     truth = wall(2.0)
     truth[:100], truth[140:] = 0.5, 0.5
@@ -205,9 +264,9 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def sequence(tmp_path_factory):
-    """Twelve frames of a wall 2 m away, 0.4 s apart."""
+    """Twelve frames of a wall 2 m away, 0.4 s apart, that look the same."""
     folder = tmp_path_factory.mktemp('sets') / 'sequence'
-    write_pairs(folder, (frame(2.0, i, stamp_s=0.4 * i) for i in range(12)))
+    write_pairs(folder, (frame(2.0, stamp_s=0.4 * i) for i in range(12)))
     return folder
 
 
@@ -229,6 +288,11 @@ def test_the_verb_judges_what_the_node_publishes(weights, sequence, tmp_path, ca
     # The laser is believed after some frames and followed at 20 % a second.
     assert 0 < results['scale']['missed_rate'] < 1
     assert results['scale']['abs_rel'] < 0.25
+    assert 'flicker' in printed
+    for row in results.values():
+        assert row['flicker_pairs'] == 11 and 0 <= row['flicker'] < 0.1
+    # The factor is what changes; a mean of pictures does not.
+    assert results['scale']['flicker'] > results['blind']['flicker'] == 0
     assert results['blind']['false_rate'] == results['blind']['missed_rate'] == 0.0
     assert found['frame'] == 'body frame of the camera' and found['failed'] == []
     with_photographs = load_rgb(tmp_path / 'o.png').shape
@@ -246,6 +310,7 @@ def test_without_stamps_there_is_neither_scale_nor_time_and_a_bad_row_is_named(
     assert main(list(map(str, args))) == 1
     found = json.loads((tmp_path / 'o.json').read_text())
     assert list(found['results']) == ['as shipped', 'filters']
+    assert found['results']['as shipped']['flicker'] is None
     assert found['images'] == 2 and found['filters']['max_gradient'] == 0.05
     assert found['results']['as shipped']['false_rate'] == 0.0
     [left_out] = found['failed']

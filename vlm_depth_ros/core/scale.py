@@ -3,7 +3,8 @@
 A measurement says what one frame's depth has to be multiplied by (`scale_ground`,
 `scale_ranges`); this module decides how far to believe it. The state is a Kalman filter of one
 number, ln(factor), as a random walk (Kalman 1960); what is applied follows it at a bounded rate.
-Between trusted measurements the factor stands still and its uncertainty grows.
+A measurement counts once, however many frames come before the next (`NOTHING_NEW`). While they are
+refused or missing the factor stands still; its uncertainty grows between any two.
 """
 
 from collections import deque
@@ -28,6 +29,15 @@ AGREEMENT = 0.15
 """Agreeing is no farther from the median than this, in ln(factor)."""
 GATE_SIGMAS = 3.0
 """A measurement farther from the estimate than this is another plane, or a bad scan."""
+
+NOTHING_NEW = 'no new range has come'
+"""`Measurement.reason` of a frame between two messages of a sensor slower than the camera: the one
+before counted already, and there is nothing to refuse."""
+STANDS_STILL = (
+    'the stamp of the images stands still at {:.3f} s, and the scale moves with their time; let '
+    'the camera driver stamp them'
+)
+"""Reason of a frame as old as the two before it; drivers that stamp nothing send 0."""
 
 SENSIBLE_M = (1e-3, 1e3)
 """Depths and ranges outside these bounds are no measurement, and their squares overflow."""
@@ -106,7 +116,9 @@ class ScaleState:
     age_s: float = math.nan
     """Time since the last trusted measurement; NaN before the first."""
     accepted: int = 0
+    """Measurements that were trusted, each once."""
     refused: int = 0
+    """Those that were not, and frames without any; not those that wait for the next."""
 
 
 class ScaleEstimate:
@@ -129,6 +141,7 @@ class ScaleEstimate:
         self._variance = self._prior_variance
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._time_s = self._measured_s = self._trusted_s = None
+        self._repeats = 0
         status = self.options.source if not self.wants_measurements else 'waiting'
         factor = float(self.options.fixed_factor) if fixed else 1.0
         uncertainty = math.sqrt(self._variance) if self.wants_measurements else math.nan
@@ -163,12 +176,19 @@ class ScaleEstimate:
         """
         if not self.wants_measurements:
             return self.state
+        self._repeats = self._repeats + 1 if time_s == self._time_s else 0
         elapsed_s = self._advance(time_s)
-        reason = found.reason or self._refusal(found, time_s)
+        # A frame may be worked on twice: alone after a batch in which another failed.
+        if self._repeats == 1 or (found.reason == NOTHING_NEW and not self._repeats):
+            self._wait(elapsed_s)
+            return self.state
+        reason = STANDS_STILL.format(time_s) if self._repeats else found.reason
+        reason = reason or self._refusal(found, time_s)
         if not reason:
-            self._trust(found, elapsed_s)
+            self._trust(found)
+            self._follow(elapsed_s)
             self._trusted_s = time_s
-        self.state = self._state(reason)
+        self.state = self._state(reason, accepted=not reason, refused=bool(reason))
         return self.state
 
     @property
@@ -221,20 +241,34 @@ class ScaleEstimate:
     def _noise(self, found: Measurement) -> float:
         return max(self.options.noise, found.spread)
 
-    def _trust(self, found: Measurement, elapsed_s: float) -> None:
+    def _wait(self, elapsed_s: float) -> None:
+        """Go on as the measurement before said, as long as it is not too old."""
+        before = self.state
+        if before.status == 'tracking' and not before.reason:
+            self._follow(elapsed_s)
+        self.state = self._state(before.reason)
+
+    def _trust(self, found: Measurement) -> None:
         gain = self._variance / (self._variance + self._noise(found) ** 2)
         self._estimate += gain * (self._consensus() - self._estimate)
         self._variance *= 1 - gain
+
+    def _follow(self, elapsed_s: float) -> None:
+        """Move what is applied towards the estimate, no faster than stated."""
         most = math.log1p(self.options.max_change_per_s) * elapsed_s
         self._applied += min(max(self._estimate - self._applied, -most), most)
 
-    def _state(self, reason: str) -> ScaleState:
+    def _state(
+        self, reason: str, accepted: bool = False, refused: bool = False
+    ) -> ScaleState:
         before = self.state
         age_s = math.nan if self._trusted_s is None else self._time_s - self._trusted_s
         if self._trusted_s is None:
             status = 'waiting'
         else:
             status = 'frozen' if age_s > self.options.lost_after_s else 'tracking'
+        if status != 'tracking':
+            reason = reason or NOTHING_NEW
         factor = math.exp(self._applied)
         if status == 'frozen' and before.status != 'frozen':
             log.warning('%s: the depth scale is frozen at %.3f: %s.', self._name, factor, reason)
@@ -246,6 +280,6 @@ class ScaleEstimate:
             status=status,
             reason=reason,
             age_s=age_s,
-            accepted=before.accepted + (not reason),
-            refused=before.refused + bool(reason),
+            accepted=before.accepted + accepted,
+            refused=before.refused + refused,
         )

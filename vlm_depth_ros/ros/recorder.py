@@ -1,6 +1,7 @@
 """Keeps what another process receives on topics, with the time of arrival, for a bag."""
 
 from collections import Counter
+from collections.abc import Mapping
 import json
 from pathlib import Path
 import time
@@ -27,13 +28,18 @@ RUN_TOPIC = '/demo/run'
 
 
 class Recorder(Node):
-    """Subscribes to `TOPICS` and keeps their messages in memory, unparsed.
+    """Subscribes to topics, and keeps their messages in memory, unparsed, while `is_keeping`.
 
     Nothing is written while a run lasts: a disk would take time from the processes it measures.
+
+    Args:
+        topics: Their names and types.
+        kwargs: For `Node`.
     """
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, topics: Mapping[str, type] = TOPICS, **kwargs: Any):
         super().__init__('recorder', **kwargs)
+        self.topics = tuple(topics)
         self.counts: Counter[str] = Counter()
         """Messages seen of each topic, kept or not."""
         self.is_keeping = False
@@ -42,7 +48,7 @@ class Recorder(Node):
         """Device that the depth node reports on /diagnostics."""
         self._kept: list[tuple[str, type, int, bytes]] = []
         qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-        for topic, kind in TOPICS.items():
+        for topic, kind in topics.items():
             self.create_subscription(
                 kind,
                 topic,

@@ -1,7 +1,8 @@
 """``make soak``: the node at full rate for minutes; its memory must not grow.
 
 ``python -m vlm_depth_ros.ros.soak --source PATH --minutes 10`` plays a looping source faster than
-the node can answer, with every output subscribed, and reads the node's resident memory.
+the node can answer, with every output subscribed, and reads the node's resident memory. An output
+that the model cannot give, such as an embedding, is subscribed too; what came is in the result.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import os
 from pathlib import Path
 import time
+from typing import Any, TYPE_CHECKING
 
 from rich.console import Console
 from vlm_depth_ros.ros.demo import (
@@ -20,15 +22,20 @@ from vlm_depth_ros.ros.demo import (
     wait_for_node,
 )
 
+if TYPE_CHECKING:
+    from vlm_depth_ros.ros.recorder import Recorder
+
 PLAYED_HZ = 60.0
 SETTLE_S = 60.0
 """Allocators, caches and discovery reach their size in the first minute."""
 PERIOD_S = 30.0
 LARGEST_GROWTH = 0.01
+MOUNTED = 'camera_in_base:=[0.0, 0.0, 0.4, 0.0, 0.0, 0.0]'
+"""Without a pose there is no scan; ``--param`` can say another."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the soak; 1 if memory grew by more than 1 % after the first minute."""
+    """Run the soak; 1 if memory grew by more than 1 % after the first minute, or no cloud came."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_node_flags(parser)
     parser.add_argument('--minutes', type=float, default=10.0)
@@ -39,22 +46,23 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Start node and player, watch, judge, write ``soak.json``."""
     import rclpy
-    from vlm_depth_ros.ros.recorder import Recorder
 
     args.out.mkdir(parents=True, exist_ok=True)
+    args.param = [MOUNTED, *args.param]
     console, readings = Console(), []
     rclpy.init()
-    recorder = Recorder()
+    recorder = reader()
     try:
         with start_node(args) as node:
             wait_for_node(recorder, node, args.out)
-            with start_player(args, PLAYED_HZ, 0):
+            with start_player(args, PLAYED_HZ, 0, readers=1):
                 spin(recorder, SETTLE_S)
-                start_s, clouds = time.monotonic(), recorder.counts['points']
+                recorder.counts.clear()
+                start_s = time.monotonic()
                 while (elapsed_s := time.monotonic() - start_s) < args.minutes * 60:
                     readings.append(resident_mb(node.pid))
                     spin(recorder, min(PERIOD_S, args.minutes * 60 - elapsed_s))
-                    rate_hz = (recorder.counts['points'] - clouds) / (time.monotonic() - start_s)
+                    rate_hz = recorder.counts['points'] / (time.monotonic() - start_s)
                     console.print(
                         f'{elapsed_s + SETTLE_S:5.0f} s  {readings[-1]:7.1f} MB  {rate_hz:5.1f} Hz'
                     )
@@ -66,10 +74,22 @@ def run(args: argparse.Namespace) -> int:
     result = {
         'minutes': args.minutes, 'rate_hz': round(rate_hz, 2), 'growth': round(growth, 5),
         'resident_mb': [round(r, 1) for r in readings],
+        'messages': {topic: recorder.counts[topic] for topic in recorder.topics},
     }  # fmt: skip
     (args.out / 'soak.json').write_text(json.dumps(result, indent=2) + '\n')
+    silent = [topic for topic, count in result['messages'].items() if not count]
+    if silent:
+        console.print(f'subscribed, and never came: {", ".join(silent)}')
     console.print(f'resident memory grew by {growth:.2%} after the first minute')
-    return int(growth > LARGEST_GROWTH)
+    return int(growth > LARGEST_GROWTH or not recorder.counts['points'])
+
+
+def reader(**kwargs: Any) -> 'Recorder':
+    """A node that subscribes to every output of a camera, and keeps none; `kwargs` for `Node`."""
+    from vlm_depth_ros.ros.outputs import TOPICS
+    from vlm_depth_ros.ros.recorder import Recorder
+
+    return Recorder({topic.name: topic.kind for topic in TOPICS}, **kwargs)
 
 
 def resident_mb(pid: int) -> float:

@@ -10,9 +10,11 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.time import Time
 from sensor_msgs.msg import LaserScan, PointCloud2, Range
 from std_msgs.msg import Header
-from vlm_depth_ros.core.errors import DependencyError, InputError
+from vlm_depth_ros.core.errors import DependencyError, InputError, reason_of
 from vlm_depth_ros.core.mounting import base_from_optical, base_from_sensor, inverse_of
+from vlm_depth_ros.core.scale import NOTHING_NEW
 from vlm_depth_ros.core.scale_ranges import points_of_cloud, points_of_range, points_of_scan
+from vlm_depth_ros.core.texts import quoted
 from vlm_depth_ros.ros.clouds import cloud_to_xyz
 from vlm_depth_ros.ros.node_params import NodeParams
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_APART_S = 0.5
 """A range that was taken longer than this before or after the image does not speak for it."""
+MOST_OF_TF = 300
+"""Characters of its own words, in which frame_ids of messages stand whole."""
 RANGE_TOPICS = {'ranges/scan': LaserScan, 'ranges/points': PointCloud2, 'ranges/range': Range}
 
 
@@ -37,6 +41,8 @@ class Surroundings:
         self._tf = TransformTree(node) if params.pose_source == 'tf' else None
         self._subscriptions: list = []
         self._newest: Any = None
+        self._measured: dict[int, Any] = {}
+        """What each camera was measured by last."""
 
     def follow(self, params: NodeParams) -> None:
         """Subscribe to ranges while `scale_source` asks for them."""
@@ -59,7 +65,7 @@ class Surroundings:
         """Stop receiving ranges."""
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
-        self._subscriptions, self._newest = [], None
+        self._subscriptions, self._newest, self._measured = [], None, {}
 
     def destroy(self) -> None:
         """Stop receiving anything."""
@@ -80,16 +86,21 @@ class Surroundings:
     def range_points(self, index: int, header: Header, params: NodeParams) -> np.ndarray:
         """Points (N, 3) in the optical frame of a camera from the newest range message.
 
+        A camera gets each message once: a scan that lasts for many frames is one measurement.
+
         Raises:
             InputError: If none has come, it is too old, tf does not know where its sensor sits, or
-                it is damaged.
+                it is damaged; `NOTHING_NEW` between two messages.
         """
         message = self._newest
         if message is None:
             names = ', '.join(map(self._node.resolve_topic_name, RANGE_TOPICS))
             raise InputError(f'no range has come on {names}')
         apart_s = abs(_stamp_s(header) - _stamp_s(message.header))
-        if apart_s > MAX_APART_S:
+        is_known = self._measured.get(index) is message
+        if is_known and apart_s <= params.scale_lost_after_s:
+            raise InputError(NOTHING_NEW)
+        if is_known or apart_s > MAX_APART_S:
             raise InputError(
                 f'the newest range is {apart_s:.1f} s apart from the image, over {MAX_APART_S} s'
             )
@@ -101,7 +112,13 @@ class Surroundings:
             optical_from_sensor = inverse_of(camera) @ base_from_sensor(
                 params.ranges_in_base, 'ranges_in_base'
             )
-        return READERS[type(message)](message, optical_from_sensor)
+        self._measured[index] = message
+        try:
+            return READERS[type(message)](message, optical_from_sensor)
+        except InputError:
+            raise
+        except Exception as err:  # Whatever a sensor sends, the frame goes on.
+            raise InputError(f'the range message cannot be read: {reason_of(err)}') from err
 
     def _on_range(self, message: Any) -> None:
         self._newest = message
@@ -131,7 +148,9 @@ class TransformTree:
         try:
             transform = self._buffer.lookup_transform(a, b, Time()).transform
         except Exception as err:  # tf2's own types, which exist only where it is installed.
-            raise InputError(f'tf does not lead from {b!r} to {a!r}: {err}') from err
+            raise InputError(
+                f'tf does not lead from {quoted(b)} to {quoted(a)}: {str(err)[:MOST_OF_TF]}'
+            ) from err
         return matrix_of(transform)
 
     def close(self) -> None:

@@ -176,7 +176,7 @@ def judge(
             found.failed[str(row.pair.rgb)] = str(err)
             continue
         last = row, compared
-        if before is not None and _follows(before[0], row):
+        if before is not None and follows(before[0], row):
             step = change(before[1], compared)
             found.changes += [step] if step else []
         blind_errors = {}
@@ -214,7 +214,7 @@ def _compared(
         raise InputError(f'{row.pair.depth}: {err}') from err
 
 
-def _follows(before: Row, row: Row) -> bool:
+def follows(before: Row, row: Row) -> bool:
     """Whether `row` is the next frame of the same sequence."""
     if before.scene != row.scene or None in (before.pair.stamp_s, row.pair.stamp_s):
         return False

@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.geometry import CameraIntrinsics, require_size
+from vlm_depth_ros.tools.flicker import Flicker
 
 TOLERANCES = (0, 1, 2, 3, 4)
 """In cells: each is judged."""
@@ -217,9 +218,17 @@ class ObstacleScore:
     """By tolerance, frame after frame."""
     kept: list[float] = field(default_factory=list)
     abs_rel: list[float] = field(default_factory=list)
+    flicker: Flicker = field(default_factory=Flicker)
 
-    def add(self, depth_m: np.ndarray, truth_m: np.ndarray, judged: list[JudgedCells]) -> None:
-        """Take in one frame."""
+    def add(
+        self,
+        depth_m: np.ndarray,
+        truth_m: np.ndarray,
+        judged: list[JudgedCells],
+        still: np.ndarray | None = None,
+    ) -> None:
+        """Take in one frame; `still` as `flicker.StillPixels` gives it."""
+        self.flicker.add(depth_m, still)
         for tolerance, cells in zip(TOLERANCES, judged):
             self.counts[tolerance].append(cells.counts())
         kept = np.isfinite(depth_m)
@@ -239,6 +248,7 @@ class ObstacleScore:
             **by_tolerance[TABLE_TOLERANCE],
             'kept_share': float(np.mean(self.kept)),
             'abs_rel': float(np.mean(self.abs_rel)) if self.abs_rel else None,
+            **self.flicker.as_dict(),
             'by_tolerance': [{'cells': t, **row} for t, row in by_tolerance.items()],
         }
 

@@ -28,6 +28,7 @@ from vlm_depth_ros.files.images import save_png
 from vlm_depth_ros.files.source import SourceFrame
 from vlm_depth_ros.tools.blind import fit_blind
 from vlm_depth_ros.tools.datasets import parse_rows, select_rows
+from vlm_depth_ros.tools.flicker import StillPixels
 from vlm_depth_ros.tools.metrics import PROTOCOLS
 from vlm_depth_ros.tools.obstacle_grid import (
     GridOptions,
@@ -40,7 +41,7 @@ from vlm_depth_ros.tools.obstacle_picture import obstacle_sheet, Shown
 from vlm_depth_ros.tools.progress import steps
 from vlm_depth_ros.tools.rows import open_rows, Row
 
-RECOMMENDED = FilterOptions(edge_ratio=1.02)
+RECOMMENDED = FilterOptions(guide_px=3, median_px=5)
 """Of docs/costmap.md, which says what they were chosen on."""
 TEMPORAL = TemporalOptions(weight=0.8)
 LASER = ScaleOptions(source='ranges')
@@ -50,6 +51,8 @@ LASER_ROWS = 2
 one row of a Kinect or of a projected LiDAR has gaps."""
 LASER_STEP_PX = 3
 LASER_RANGE_M = 10.0
+TABLE_WIDTH = 96
+"""Characters, where the terminal has fewer or there is none."""
 SHOWN = 4
 """Frames of the picture."""
 AS_SHIPPED, FILTERS, BOTH = 'as shipped', 'filters', 'scale, filters'
@@ -203,7 +206,7 @@ def _judge(
 ) -> tuple[dict[str, ObstacleScore], list[Shown]]:
     """Run over the set once; each way has a memory of its own, for each scene a new one."""
     scores = {name: ObstacleScore() for name in ways}
-    shown, scene, tracks = [], None, {}
+    shown, scene, tracks, still_pixels = [], None, {}, StillPixels()
     for place, row in enumerate(steps(rows, 'judging')):
         try:
             frame = row.pair.load()
@@ -216,11 +219,12 @@ def _judge(
             scene, tracks = row.scene, {name: CameraTrack(name) for name in ways}
         truth_m, laser = frame.depth_m, laser_points(frame.depth_m, frame.intrinsics)
         grid = SensorGrid(truth_m, frame.intrinsics, options)
+        still = still_pixels(row, frame.rgb)
         picture = Shown(row.number, frame.rgb, grid) if place in drawn else None
         for name, published in ways.items():
             depth_m = published(frame, tracks[name], laser)
             judged = grid.judge(depth_m)
-            scores[name].add(depth_m, truth_m, judged)
+            scores[name].add(depth_m, truth_m, judged, still)
             if picture:
                 picture.add(name, depth_m, judged[TOLERANCES.index(TABLE_TOLERANCE)])
         if picture:
@@ -237,6 +241,7 @@ def _print_table(result: dict[str, Any]) -> None:
 
     low, high = result['heights_m']
     console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
     console.print(
         f'{result["weights"]} on {result["images"]} images of {result["data"]}, rows '
         f'{result["rows"]}; cells of {result["cell_m"]:g} m up to {result["range_m"]:g} m, '
@@ -245,7 +250,7 @@ def _print_table(result: dict[str, Any]) -> None:
     )  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column('row', no_wrap=True)
-    for column in ('false', 'missed', 'false cells', 'frames', 'kept', 'abs_rel'):
+    for column in ('false', 'missed', 'false cells', 'frames', 'kept', 'abs_rel', 'flicker'):
         table.add_column(column, justify='right')
     for name, row in result['results'].items():
         table.add_row(
@@ -256,6 +261,7 @@ def _print_table(result: dict[str, Any]) -> None:
             f'{row["frames_with_judged_marks"]}/{row["frames_with_sensor_marks"]}',
             _percent(row['kept_share']),
             '-' if row['abs_rel'] is None else f'{row["abs_rel"]:.3f}',
+            '-' if row['flicker'] is None else f'{row["flicker"]:.2%}',
         )
     console.print(table)
 
