@@ -2,9 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 import struct
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 from vlm_depth_ros.ros.bench_figures import cpu_s, rate_hz, time_figures
@@ -77,15 +80,22 @@ def test_verb_measures_the_node_through_real_processes(tmp_path, monkeypatch, ca
     source, out = write_set(tmp_path / 'set', [1.5, 2.0]), tmp_path / 'out'
     flags = {
         'weights': weights, 'source': source, 'device': 'cpu', 'engines': 'eager', 'runs': 1,
-        'frames': 200, 'cameras': 2, 'param': 'cloud_stride:=1', 'json': tmp_path / 'found.json',
+        'frames': 50, 'cameras': 2, 'param': 'cloud_stride:=1', 'json': tmp_path / 'found.json',
         'out': out,
     }  # fmt: skip
-    assert main(['benchmark', *(str(p) for k, v in flags.items() for p in (f'--{k}', v))]) == 0
+    # Clouds at a rate of their own: the search ends soon, on every machine at the same step.
+    slow = ['--param', 'cloud_rate_hz:=15.0', '--param', 'engine:=eager']
+    given = (str(p) for k, v in flags.items() for p in (f'--{k}', v))
+    assert main(['benchmark', *given, *slow]) == 0
     result = json.loads((tmp_path / 'found.json').read_text())
     assert result['not_measured'] == []
     (found,) = result['graph']
-    assert found['cameras'] == 2 and found['frames'] == 200
-    assert found['answered'] + found['missed'] == 200 and found['answered'] > 0
+    assert found['cameras'] == 2 and found['frames'] == 100
+    assert found['answered'] + found['missed'] == 100 and found['answered'] > 0
+    assert found['frames_per_camera'] == 50
+    assert found['not_of_record'] == ['fewer than 300 images of a camera']
+    assert found['engine'].startswith('eager')
+    assert found['is_saturated']
     offered = [step['offered_hz'] for step in found['saturation_steps']]
     assert offered == [10.0 * 2**i for i in range(len(offered))]
     assert found['played_hz'] == pytest.approx(0.8 * found['saturation_hz'])
@@ -95,6 +105,106 @@ def test_verb_measures_the_node_through_real_processes(tmp_path, monkeypatch, ca
     assert points > 48 * 64 * 16 > depth > 48 * 64 * 4
     assert 'Publication to cloud, through DDS between processes' in capsys.readouterr().out
     assert (out / 'logs_2' / 'camera_player_camera1.log').is_file()
+
+
+@pytest.fixture
+def sleeper():
+    """Starts processes that sleep; ends them."""
+    started = []
+
+    def start(*command):
+        started.append(subprocess.Popen(command))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+class Reader:
+    """Hears of a cloud at each look, and of engines as they are listed."""
+
+    def __init__(self, engines):
+        self._engines, self.engine, self.count = iter(engines), '', 0
+
+    def look(self, seconds):
+        self.count += 1
+        self.engine = next(self._engines, self.engine)
+
+
+@pytest.fixture
+def settle(monkeypatch):
+    pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
+    from vlm_depth_ros.ros import bench_settle
+
+    monkeypatch.setattr(bench_settle, 'spin', lambda reader, seconds: reader.look(seconds))
+    monkeypatch.setattr(bench_settle, 'SETTLED_S', 0.0)
+    monkeypatch.setattr(bench_settle, 'SETTLED_CLOUDS', 5)
+    return bench_settle
+
+
+def test_engine_has_settled_once_it_stayed_for_some_clouds(settle, sleeper):
+    node = sleeper('sleep', '60')
+    plain, changing = Reader(['eager'] * 6), Reader([*['eager'] * 4, 'openvino'])
+    assert settle.wait_until_settled(plain, node) and plain.count <= 7
+    assert settle.wait_until_settled(changing, node)
+    assert changing.engine == 'openvino' and changing.count == 10
+
+
+def test_wait_for_an_engine_ends_with_the_node_or_the_time(settle, sleeper, monkeypatch):
+    node = sleeper('true')
+    node.wait()
+    assert not settle.wait_until_settled(Reader([]), node)
+    monkeypatch.setattr(settle, 'LIMIT_S', 0.05)
+    endless = Reader(str(i) for i in range(10**9))
+    assert not settle.wait_until_settled(endless, sleeper('sleep', '60'))
+
+
+def test_a_node_whose_child_converts_its_network_has_not_settled(settle, sleeper):
+    if not Path('/proc/self/task').exists():
+        pytest.skip('needs /proc')
+    child = f'import time; time.sleep(60)  # {settle.PROGRAM}'
+    parent = sleeper(
+        sys.executable, '-c',
+        f'import subprocess, sys; subprocess.run([sys.executable, "-c", {child!r}])',
+    )  # fmt: skip
+    end_s = time.monotonic() + 20
+    while not (found := settle.is_converting(parent.pid)) and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert found and not settle.is_converting(sleeper('sleep', '60').pid)
+    (grandchild,) = Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
+    os.kill(int(grandchild), 9)
+
+
+def test_figures_are_those_of_a_time_with_one_engine(monkeypatch):
+    """A search that ends late spoils the first attempt: there is another one."""
+    pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
+    from contextlib import nullcontext
+
+    from vlm_depth_ros.ros import bench
+
+    engines = iter(['openvino', 'openvino'])
+    reader = SimpleNamespace(engine='eager')
+
+    def saturated(*_):
+        reader.engine = next(engines)
+        return {'saturation_hz': 10.0}
+
+    monkeypatch.setattr(bench, '_players', lambda *_: nullcontext({}))
+    for name in ('_wait_for_clouds', 'spin'):
+        monkeypatch.setattr(bench, name, lambda *_: None)
+    monkeypatch.setattr(bench, 'wait_until_settled', lambda *_: True)
+    monkeypatch.setattr(bench, '_saturated', saturated)
+    monkeypatch.setattr(bench, '_measured', lambda *_: {'played_hz': 8.0})
+    args = SimpleNamespace(frames=300)
+    assert bench._with_one_engine(reader, args, [''], None) == {
+        'saturation_hz': 10.0, 'played_hz': 8.0, 'engine': 'openvino', 'frames_per_camera': 300,
+        'not_of_record': [],
+    }  # fmt: skip
+    engines = iter('abc')
+    spoilt = bench._with_one_engine(reader, args, [''], None)
+    assert spoilt['not_of_record'] == ['the engine changed meanwhile']
 
 
 @pytest.mark.parametrize(('flags', 'says'), [

@@ -58,7 +58,7 @@ def test_stock_peers_get_and_deliver_every_large_message():
     with Graph(cloud_stride=1) as graph:
         seconds = FRAMES / RATE_HZ + 40
         readers = {
-            (topic, reliability): start('reader', topic, kind, reliability, seconds)
+            (topic, reliability): start('reader', topic, kind, reliability, FRAMES, seconds)
             for topic, kind in (('points', 'PointCloud2'), ('depth/image_rect', 'Image'))
             for reliability in ('reliable', 'best_effort')
         }
@@ -82,17 +82,21 @@ def test_stock_peers_get_and_deliver_every_large_message():
         assert len(reliable) >= 0.5 * FRAMES
         assert len(best_effort) >= 0.95 * len(reliable)
     assert np.isfinite(statistics.last_latency_ms)
-    time.sleep(0.1)
 
 
 CAMERA_HZ = 30
 CLOUDS = 60
 TRIALS = 3
 """A reader that the machine left waiting for a tenth of a second proves nothing: once more."""
+LOST_SHARE = 0.1
+"""Of all trials together a best-effort reader loses less, also where the machine is busy."""
 
 
 def test_clouds_of_4_9_mb_at_30_hz_are_not_lost_to_either_kind_of_reader():
-    """The publishers of the node, paced as by a camera; every cloud comes, to both."""
+    """The publishers of the node, paced as by a camera; in one trial of three all come, to both.
+
+    No network runs beside: what is tested is the way from the publisher to other processes.
+    """
     camera = CameraIntrinsics.from_fov(70.0, (HEIGHT, WIDTH))
     cloud = pack_cloud(torch.full((HEIGHT, WIDTH), 2.0), camera)
     assert cloud.data.nbytes > 4.9e6
@@ -103,7 +107,7 @@ def test_clouds_of_4_9_mb_at_30_hz_are_not_lost_to_either_kind_of_reader():
         for _ in range(TRIALS):
             wait_for(lambda: publisher.get_subscription_count() == 0, 'readers to go', 30)
             readers = {
-                reliability: start('reader', 'points', 'PointCloud2', reliability, 60)
+                reliability: start('reader', 'points', 'PointCloud2', reliability, CLOUDS, 60)
                 for reliability in ('reliable', 'best_effort')
             }
             for reader in readers.values():
@@ -121,8 +125,9 @@ def test_clouds_of_4_9_mb_at_30_hz_are_not_lost_to_either_kind_of_reader():
             lost.append({key: len(sent - result(reader)) for key, reader in readers.items()})
             print(f'{CLOUDS} clouds in {took_s:.2f} s, lost: {lost[-1]}')
             if not any(lost[-1].values()):
-                return
-    raise AssertionError(f'of {CLOUDS} clouds were lost, in {TRIALS} trials: {lost}')
+                break
+    assert not any(lost[-1].values()), f'of {CLOUDS} clouds, in {TRIALS} trials: {lost}'
+    assert sum(trial['best_effort'] for trial in lost) <= LOST_SHARE * CLOUDS * len(lost), lost
 
 
 def test_1080p_at_30_hz_is_answered_with_the_newest_frame_in_flat_memory():

@@ -1,6 +1,5 @@
 """``vlm-depth benchmark`` without a graph: clocks, floors, engines, peers, tables, mistakes."""
 
-from dataclasses import asdict
 import json
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -18,9 +17,10 @@ from vlm_depth_ros.tools.bench_compare import paired_rows
 from vlm_depth_ros.tools.bench_engines import call_of, Choice, choices_of, Foreign, unchecked
 from vlm_depth_ros.tools.bench_floor import Floor, floor_of, measure_rates, Rates, Work, work_of
 from vlm_depth_ros.tools.bench_machine import busy_s, Load
-from vlm_depth_ros.tools.bench_measure import Bench, camera_rows, single_rows, size_rows
+from vlm_depth_ros.tools.bench_measure import Bench, camera_rows, single_rows
 from vlm_depth_ros.tools.bench_ours import Ours
-from vlm_depth_ros.tools.bench_timing import time_calls, WARM_UP
+from vlm_depth_ros.tools.bench_sizes import size_rows
+from vlm_depth_ros.tools.bench_timing import LEAST_RUNS, time_calls, WARM_UP
 from vlm_depth_ros.tools.cli import main
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -71,6 +71,7 @@ def test_times_are_of_the_rounds_after_warming_up():
     assert found['a'].median_ms == pytest.approx(3.0)
     assert found['a'].least_ms == pytest.approx(1.0)
     assert found['a'].p5_ms == pytest.approx(1.2) and found['a'].p95_ms == pytest.approx(4.8)
+    assert found['a'].p99_ms == pytest.approx(4.96)
     assert found['a'].cpu_ms == pytest.approx(9.0) and found['a'].runs == 5
     assert found['b'].median_ms == found['b'].least_ms == pytest.approx(10.0)
 
@@ -82,6 +83,12 @@ def test_each_call_runs_once_a_round_beside_changing_neighbours():
     orders = [''.join(clock.order[i : i + 3]) for i in range(0, 3 * rounds, 3)]
     assert {''.join(sorted(order)) for order in orders} == {'abc'}
     assert len(set(orders)) > 3
+
+
+@pytest.mark.parametrize(('limit_s', 'runs'), [(5.0, LEAST_RUNS), (13.5, 12), (99.0, 20)])
+def test_a_limit_of_time_ends_the_rounds_but_leaves_some(limit_s, runs):
+    clock = FakeClock(a=[1.0] * (WARM_UP + 20))
+    assert time_calls(clock.calls, 20, clock, limit_s=limit_s)['a'].runs == runs
 
 
 # --- floor --------------------------------------------------------------------------------------
@@ -100,6 +107,29 @@ def test_work_is_what_pencil_and_paper_say():
     assert found.products == 2 and found.operations >= 4
 
 
+@pytest.mark.parametrize(('network', 'flops', 'products'), [
+    # Two images of 5 tokens of 8: q, k and v, 2 heads of 4 that look at all tokens, and out.
+    (nn.MultiheadAttention(8, 2, batch_first=True),
+     2 * 10 * 8 * 24 + 2 * 2 * (2 * 2 * 25 * 4) + 2 * 10 * 8 * 8, 3),
+    (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+     2 * 10 * 8 * 24 + 2 * 2 * (2 * 2 * 25 * 4) + 2 * 10 * 8 * 8 + 2 * (2 * 10 * 8 * 16), 5),
+], ids=['attention', 'layer'])  # fmt: skip
+def test_attention_is_counted_product_by_product(network, flops, products):
+    """PyTorch's fast path would do all of it in one operation that nothing counts."""
+    tokens, network = torch.zeros(2, 5, 8), network.eval()
+    given = (tokens,) * (3 if isinstance(network, nn.MultiheadAttention) else 1)
+    found = work_of(lambda: network(*given))
+    weights = sum(p.numel() for n, p in network.named_parameters() if 'norm' not in n)
+    assert found.flops == flops and found.products >= products
+    assert found.elements >= weights + tokens.numel()
+
+
+def test_the_fast_path_is_back_after_the_count():
+    with pytest.raises(ZeroDivisionError):
+        work_of(lambda: 1 / torch.backends.mha.get_fastpath_enabled())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_floor_is_the_larger_of_arithmetic_and_traffic():
     work = Work(flops=2_000_000_000, elements=1_000_000, products=1, operations=1)
     fp32, bf16 = (floor_of(work, p, RATES) for p in ('fp32', 'bf16'))
@@ -108,6 +138,7 @@ def test_floor_is_the_larger_of_arithmetic_and_traffic():
     assert fp32.ms == pytest.approx(4.0)
     assert floor_of(work, 'fp32', RATES, 3_000_000).ms == pytest.approx(7.0)
     assert Floor(5.0, 1.0).ms == 5.0
+    assert floor_of(None, 'fp32', RATES) is None
 
 
 def test_rates_are_the_best_of_several_attempts(monkeypatch):
@@ -118,6 +149,18 @@ def test_rates_are_the_best_of_several_attempts(monkeypatch):
     found = measure_rates(CPU, ['fp32'], lambda: next(readings))
     assert found.flops_per_s == {'fp32': 2 * 8**3 / 0.5}
     assert found.bytes_per_s == 2 * 4000 / 0.5
+
+
+def test_rates_are_measured_in_a_quarter_of_the_memory_that_can_be_had(monkeypatch):
+    """Here for copies of 128 kB, and for three matrices of 147 x 147."""
+    monkeypatch.setattr(bench_floor, 'free_bytes', lambda device: 2**20)
+    readings = (t for _ in range(100) for t in ((0.0, 0.0), (1.0, 0.0)))
+    found = measure_rates(CPU, ['fp32'], lambda: next(readings))
+    assert found.bytes_per_s == 2 * 2**17 and found.flops_per_s == {'fp32': 2 * 147**3}
+
+
+def test_some_memory_can_be_had():
+    assert 2**20 < bench_floor.free_bytes(CPU) < 2**50
 
 
 # --- our networks -------------------------------------------------------------------------------
@@ -132,6 +175,10 @@ def test_network_and_estimator_are_timed_in_each_precision_above_their_floor(our
         floor = floor_of(work, row['precision'], RATES)
         assert row['median_ms'] > 0 and row['floor_ms'] == floor.ms
         assert row['over_floor'] == row['median_ms'] / floor.ms
+    # Weights, and what is alive at once.
+    weights_mb = sum(4 * p.numel() for p in ours.model.parameters()) / 1e6
+    assert weights_mb < network[0]['memory_mb'] < estimator[0]['memory_mb'] < weights_mb + 10
+    assert {r['runs'] for r in network + estimator} == {1}
     # 48 x 64 pixels of 3 bytes come in, depth of 4 and every fourth as a point of 16 go out.
     more_ms = 48 * 64 * (3 + 4 + 4) / RATES.bytes_per_s * 1e3
     of_network, of_estimator = (rows[0]['floor_traffic_ms'] for rows in (network, estimator))
@@ -157,7 +204,7 @@ def test_all_cameras_share_a_network_call(ours):
 def test_growth_is_cost_per_pixel_and_camera_over_the_smallest(ours):
     for rows, pixels in (
         (camera_rows(ours, [2, 1], BENCH), {1: 64 * 64, 2: 2 * 64 * 64}),
-        (size_rows(ours, [128, 64], BENCH), {64: 64 * 64, 128: 128 * 128}),
+        (size_rows(ours, [128, 64], BENCH)[0], {64: 64 * 64, 128: 128 * 128}),
     ):
         assert len(rows) == 4
         for row in rows:
@@ -197,6 +244,36 @@ def test_every_installed_engine_is_measured_but_the_compiler_only_where_named(mo
     ]  # fmt: skip
     assert [c.engine for c in choices_of('compiled', CPU)] == ['compiled', 'compiled']
     assert {c.engine for c in choices_of(None, torch.device('cuda'))} == {'eager'}
+
+
+def test_an_exported_file_is_measured_in_the_engines_that_take_it(tmp_path, capsys, small_rates):
+    """Its arithmetic is not known: no floor, no share of one."""
+    for library in ('onnx', 'onnxscript', 'onnxruntime'):
+        pytest.importorskip(library)
+    weights = write_weights(tmp_path / 'tiny.safetensors')
+    file, out = tmp_path / 'tiny.onnx', tmp_path / 'out'
+    assert main(['export', str(weights), str(file)]) == 0
+    source, answer = write_set(tmp_path / 'set', [2.0]), tmp_path / 'r.json'
+    flags = ['benchmark', '--weights', str(file), '--source', str(source), '--device', 'cpu',
+             '--runs', '1', '--frames', '0']  # fmt: skip
+    given = ['--engines', 'onnxruntime', '--input-sizes', '64', '--json', str(answer)]
+    assert main([*flags, *given, '--out', str(out)]) == 0
+    found = json.loads(answer.read_text())
+    for part in ('network', 'estimator', 'scaling'):
+        (row,) = found[part]
+        assert (row['engine'], row['precision']) == ('onnxruntime', 'fp32')
+        assert row['median_ms'] > 0 and row['floor_ms'] is row['over_floor'] is None
+    assert found['network'][0]['flops'] is found['network'][0]['memory_mb'] is None
+    assert '| - | - | - |' in (out / 'table.md').read_text()
+    capsys.readouterr()
+    assert main([*flags, '--engines', 'eager']) == 1
+    assert "'eager' is not measured for an exported file." in capsys.readouterr().err
+
+
+def test_an_exported_file_without_an_engine_is_one_line(monkeypatch):
+    monkeypatch.setattr('vlm_depth_ros.tools.bench_engines.installed', lambda: [])
+    with pytest.raises(ConfigError, match='takes one of openvino, onnxruntime, on the CPU, and '):
+        choices_of(None, CPU, is_exported=True)
 
 
 # --- peers --------------------------------------------------------------------------------------
@@ -265,7 +342,7 @@ def test_machine_was_idle_unless_others_took_a_twentieth_of_it(others_s, idle, m
 
 def result(**change):
     times = {'runs': 3, 'median_ms': 20.0, 'least_ms': 19.0, 'p5_ms': 19.5, 'p95_ms': 25.0,
-             'cpu_ms': 39.0, 'floor_ms': 10.0, 'floor_arithmetic_ms': 10.0,
+             'p99_ms': 28.0, 'cpu_ms': 39.0, 'floor_ms': 10.0, 'floor_arithmetic_ms': 10.0,
              'floor_traffic_ms': 1.0, 'over_floor': 2.0}  # fmt: skip
     way = {'engine': 'eager', 'precision': 'fp32', 'input_hw': [192, 256]}
     found = {
@@ -275,12 +352,14 @@ def result(**change):
         'rates': {'gflop_per_s': {'fp32': 100.0}, 'gb_per_s': 20.0},
         'load': {'load_average_before': 0.0, 'load_average_after': 1.5, 'others_share': 0.001,
                  'was_idle': True},
-        'network': [{'network': 'pocket', 'flops': 10**9, **way, **times}], 'estimator': [],
+        'network': [{'network': 'pocket', 'flops': 10**9, 'memory_mb': 64.2, **way,
+                     **times}], 'estimator': [],
         'stages': [{'network': 'pocket', **way, 'network_calls': 1, 'other_share': 0.1,
                     'milliseconds': {'preprocess': 1.0, 'network': 18.0, 'refine and pack': 1.0}}],
         'scaling': [], 'not_measured': ['the node end to end: rclpy is not installed'],
         'graph': [{
-            'cameras': 1, 'is_saturated': False, 'saturation_hz': 30.0, 'played_hz': 24.0,
+            'cameras': 1, 'engine': 'openvino, 1 thread', 'not_of_record': [],
+            'is_saturated': False, 'saturation_hz': 30.0, 'played_hz': 24.0,
             'latency_ms': {'p50': 40.0, 'p95': 50.0, 'p99': 60.0}, 'missed': 1, 'frames': 300,
             'jitter_ms': 5.0, 'node_resident_mb': 900.0, 'gpu_memory_mb': None,
             'cpu_percent': {'node': 120.0, 'players': 20.0, 'reader': 5.0},
@@ -296,9 +375,9 @@ def result(**change):
 
 def test_page_has_every_figure_and_what_stands_beside_it():
     page = bench_report.markdown(result())
-    assert '| pocket | eager fp32 | 192x256 | 20.0 | 19.5 to 25.0 | 39.0 | 10.0 | 2.0 |' in page
+    assert '| pocket | eager fp32 | 192x256 | 3 | 20.0 | 25.0 | 28.0 | 39.0 | 64 | 10.0 |' in page
     assert '| eager fp32 | 1.00 | 18.0 | 1.00 | 10.0% | 1 |' in page
-    assert '| 1 | over 30.0 | 24.0 | 40.0 | 50.0 | 60.0 | 1 of 300 | 5.00 | 120 % |' in page
+    assert '| 1 | openvino, 1 thread | over 30.0 | 24.0 | 40.0 | 50.0 | 60.0 | 1 of 300 |' in page
     assert '| other | 192x256 (own) | 3.0 | eager fp32 (fastest) | 20.0 |' in page
     assert 'Some CPU, 2 cores, 2 threads, 8 GB, no GPU' in page and 'torch 2' in page
     assert 'Not measured: the node end to end: rclpy is not installed.' in page
@@ -313,6 +392,35 @@ def test_figures_of_a_busy_machine_say_so():
     assert 'The machine was not idle: these figures are of no record.' in bench_report.markdown(
         result(load=load)
     )
+
+
+def test_a_run_of_few_frames_says_so():
+    (row,) = result()['graph']
+    row['not_of_record'] = ['fewer than 300 images of a camera']
+    assert (
+        'The node with 1 camera(s): fewer than 300 images of a camera, so its figures are of no '
+        'record.'
+    ) in bench_report.about(result(graph=[row]))
+
+
+def test_cameras_and_sizes_are_drawn_as_lines():
+    rows = [
+        {'part': part, 'engine': engine, 'precision': 'fp32', 'cameras': cameras,
+         'input_hw': [side, side], 'median_ms': ms}
+        for engine in ('eager', 'openvino')
+        for part, cameras, side, ms in (('estimator', 1, 64, 10.0), ('estimator', 4, 64, 40.0),
+                                        ('network', 1, 64, 5.0), ('network', 1, 128, 20.0))
+    ]  # fmt: skip
+    drawn = bench_report.charts(result(scaling=rows))
+    assert list(drawn) == ['benchmark.svg', 'peers.svg', 'cameras.svg', 'sizes.svg']
+    for name in ('cameras.svg', 'sizes.svg'):
+        root = ElementTree.fromstring(drawn[name])
+        lines = [e.get('points').split() for e in root.iter() if e.tag.endswith('polyline')]
+        assert len(lines) == 2
+        # Four times as many cost four times as much: a straight line through the origin.
+        (x, y), (far_x, far_y) = (map(float, point.split(',')) for point in lines[0])
+        assert far_x - 60 == pytest.approx(4 * (x - 60), abs=1)
+        assert 296 - far_y == pytest.approx(4 * (296 - y), abs=1)
 
 
 def test_charts_are_whole_pictures_with_a_bar_for_each_number(tmp_path):
@@ -398,11 +506,14 @@ def test_missing_transformers_is_one_line(monkeypatch):
     assert bench_peers.chosen_peers([bench_peers.FAITHFUL]) == [bench_peers.FAITHFUL]
 
 
-def test_input_sizes_are_refused_where_the_tower_takes_one():
-    spec = SimpleNamespace(is_hierarchical=False, input_hw=(224, 224), tower='ViT-B-16')
-    model = SimpleNamespace(backbone=SimpleNamespace(spec=spec))
-    with pytest.raises(ConfigError, match="tower 'ViT-B-16' takes 224x224 only"):
-        benchmark.require_sizes(model, [224])
+def test_input_sizes_are_refused_where_the_exported_file_has_one():
+    spec = SimpleNamespace(is_hierarchical=False, input_hw=(224, 224), size_multiple=16)
+    with pytest.raises(ConfigError, match='this file was exported for 224x224 only. Leave it'):
+        benchmark.require_sizes(spec, [224], is_exported=True)
+    benchmark.require_sizes(spec, [], is_exported=True)
+    benchmark.require_sizes(spec, [224, 512], is_exported=False)
+    with pytest.raises(ConfigError, match='518: expected multiples of 16, .* nearest is 512'):
+        benchmark.require_sizes(spec, [518], is_exported=False)
 
 
 def test_node_is_not_measured_without_rclpy_and_a_failure_is_told(ours, monkeypatch, tmp_path):
@@ -426,34 +537,3 @@ def test_node_is_not_measured_without_rclpy_and_a_failure_is_told(ours, monkeypa
     assert missing[2] == 'the node with 2 camera(s): ended with code 1: the node refuses: no'
     assert asked[1][asked[1].index('--cameras') + 1] == '2'
     assert asked[0][-4:] == ['--param', 'engine:=eager', '--param', 'tower_weights:=t.pt']
-
-
-# --- what must not grow, without a clock on the wall --------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def pocket():
-    from vlm_depth_ros.core.model import load_model
-    from vlm_depth_ros.files.source import SourceFrame
-
-    picture = SourceFrame(torch.arange(480 * 640 * 3).to(torch.uint8).view(480, 640, 3).numpy())
-    return Ours('pocket', load_model('pocket'), EAGER[:1], picture, CPU)
-
-
-def test_pocket_asks_for_no_more_work_than_it_did(pocket):
-    """Counted, not timed: 1.706 billion operations in 393 calls of PyTorch 2.15."""
-    work = pocket.work()
-    assert pocket.input_hw == (192, 256)
-    assert work.flops <= 1.75e9
-    assert work.elements <= 15e6
-    assert work.products <= 102
-    assert work.operations <= 450  # PyTorch's own versions differ a little
-
-
-def test_a_frame_of_pocket_is_one_network_call_and_little_besides(pocket):
-    """Shares of the CPU time of one thread, which other work on the machine hardly changes."""
-    import time
-
-    stages = pocket.stages(EAGER[0], 5, time.thread_time)
-    assert stages.network_calls == 1
-    assert stages.other_share < 0.25, asdict(stages)

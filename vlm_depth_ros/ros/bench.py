@@ -1,14 +1,14 @@
 """The node end to end: players, node and a reader as processes, over real DDS.
 
-``python -m vlm_depth_ros.ros.bench --source PATH --out DIR --json FILE`` finds the rate at which
-the node cannot answer more, then plays at 0.8 of it. ``vlm-depth benchmark`` starts it.
+``python -m vlm_depth_ros.ros.bench --source PATH --out DIR --json FILE`` waits until the node has
+chosen its engine, finds the rate at which it cannot answer more, then plays at 0.8 of that.
+``vlm-depth benchmark`` starts it.
 """
 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager, ExitStack
 import json
-import math
 from pathlib import Path
 import subprocess
 import sys
@@ -19,6 +19,7 @@ from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.source import open_source
 from vlm_depth_ros.ros.bench_figures import cpu_s, rate_hz, time_figures
+from vlm_depth_ros.ros.bench_settle import wait_until_settled
 from vlm_depth_ros.ros.demo import (
     add_node_flags,
     check_alive,
@@ -42,6 +43,10 @@ FOLLOWED_SHARE = 0.9
 SATURATION_S = 2.0
 SATURATION_SHARE = 0.2
 """One step of the search lasts at least so long, and so many of the frames to be measured."""
+OF_RECORD = 300
+"""Fewer images of a camera make no percentiles to keep."""
+ATTEMPTS = 3
+"""To measure one engine from the beginning to the end."""
 PATIENCE_S = 60.0
 """A first cloud takes no longer; many players start slowly on few cores."""
 
@@ -53,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--out', type=Path, required=True, help='folder for the logs')
     parser.add_argument('--json', type=Path, required=True, help='file for the figures')
     parser.add_argument('--cameras', type=int, default=1)
-    parser.add_argument('--frames', type=int, default=300, help='of all cameras together')
+    parser.add_argument('--frames', type=int, default=300, help='of each camera')
     return guarded('bench', run, parser.parse_args(argv))
 
 
@@ -78,9 +83,7 @@ def run(args: argparse.Namespace) -> int:
         with start_node(args) as node:
             first = f'{cameras[0]}/image' if cameras[0] else 'image'
             wait_for_node(reader, node, args.out, first)
-            found = _saturated(reader, args, cameras)
-            found |= _measured(reader, args, cameras, node, SHARE * found['saturation_hz'])
-            spin(reader, 1.2)  # diagnostics come once a second
+            found = _with_one_engine(reader, args, cameras, node)
         found |= {
             'cameras': args.cameras,
             'device': reader.hardware,
@@ -94,6 +97,33 @@ def run(args: argparse.Namespace) -> int:
     with atomic_file(args.json) as path:
         path.write_text(json.dumps(found, indent=2) + '\n')
     return 0
+
+
+def _with_one_engine(
+    reader, args: argparse.Namespace, cameras: list[str], node: subprocess.Popen
+) -> dict[str, Any]:
+    """All figures, from a time in which the node did not change its engine."""
+    for _ in range(ATTEMPTS):
+        with _players(args, cameras, FIRST_HZ, 0) as players:
+            _wait_for_clouds(reader, args, cameras, players)
+            is_settled = wait_until_settled(reader, node)
+        spin(reader, QUIET_S)
+        engine = reader.engine
+        found = _saturated(reader, args, cameras)
+        found |= _measured(reader, args, cameras, node, SHARE * found['saturation_hz'])
+        spin(reader, 1.2)  # diagnostics come once a second
+        if reader.engine == engine:
+            break
+    reasons = {
+        f'fewer than {OF_RECORD} images of a camera': args.frames < OF_RECORD,
+        'the search for an engine did not end': not is_settled,
+        'the engine changed meanwhile': reader.engine != engine,
+    }
+    return found | {
+        'engine': reader.engine,
+        'frames_per_camera': args.frames,
+        'not_of_record': [reason for reason, holds in reasons.items() if holds],
+    }
 
 
 def _saturated(reader, args: argparse.Namespace, cameras: list[str]) -> dict[str, Any]:
@@ -139,7 +169,7 @@ def _measured(
     reader, args: argparse.Namespace, cameras: list[str], node: subprocess.Popen, hz: float
 ) -> dict[str, Any]:
     """Play so many images at a rate that the node can answer; figures of clouds and processes."""
-    count = math.ceil(args.frames / len(cameras))
+    count = args.frames
     quiet_s = QUIET_S + 3 * len(cameras) / hz
     taken: list[_Taken] = []
     reader.forget()

@@ -13,7 +13,8 @@ from sensor_msgs.msg import Image, PointCloud2
 
 POINTS, DEPTH = 'points', 'depth/image_rect'
 MEMORY = 'device memory (MB)'
-"""As the node's diagnostics call it."""
+ENGINE = 'engine'
+"""As the node's diagnostics call them."""
 
 
 @dataclass
@@ -45,6 +46,8 @@ class BenchReader(Node):
         """Device that the node reports."""
         self.device_memory_mb: float | None = None
         """What it holds there."""
+        self.engine = ''
+        """What runs its network at the moment."""
         qos = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
         for camera in cameras:
             prefix = f'{camera}/' if camera else ''
@@ -83,6 +86,7 @@ class BenchReader(Node):
                 self.hardware = status.hardware_id
                 values = {pair.key: pair.value for pair in status.values}
                 self.device_memory_mb = float(values.get(MEMORY, 'nan'))
+                self.engine = values.get(ENGINE, '')
 
 
 def stamp_ns(cdr: bytes) -> int:

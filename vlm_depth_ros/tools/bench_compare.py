@@ -20,7 +20,7 @@ from vlm_depth_ros.tools.bench_peers import (
     peer_at,
     PEERS,
 )
-from vlm_depth_ros.tools.bench_timing import clock_of, time_calls, Times
+from vlm_depth_ros.tools.bench_timing import Times
 
 PLAIN = Choice('eager', 'fp32')
 
@@ -88,7 +88,7 @@ def paired_rows(about: Row, calls: dict, work: Work, ours: Ours, bench: Bench) -
     timed = {('peer', c): call for c, call in calls.items()}
     for c in ours.ready:
         timed |= {('network', c): ours.network_call(c), ('estimator', c): ours.estimator_call(c)}
-    found = time_calls(timed, bench.runs, clock_of(bench.device), about['peer'])
+    found = bench.time(timed, about['peer'])
     theirs = {c: found['peer', c] for c in calls}
     pairs = [(c if c in theirs else PLAIN, c) for c in ours.ready]
     fastest = (

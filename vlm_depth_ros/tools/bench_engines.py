@@ -6,9 +6,9 @@ import logging
 
 import torch
 from torch import nn
-from vlm_depth_ros.core.config import ENGINES, RuntimeConfig
+from vlm_depth_ros.core.config import ENGINES
 from vlm_depth_ros.core.devices import DTYPES
-from vlm_depth_ros.core.engines import CONVERTED, Engine, engine_of, installed, OpenVino
+from vlm_depth_ros.core.engines import CONVERTED, Engine, installed, OpenVino
 from vlm_depth_ros.core.errors import ConfigError, reason_of
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported
@@ -39,58 +39,58 @@ class Choice:
         return f'{self.engine} {self.precision}'
 
 
-def choices_of(text: str | None, device: torch.device) -> list[Choice]:
+def choices_of(
+    text: str | None, device: torch.device, is_exported: bool = False
+) -> list[Choice]:
     """Every way to run a network here.
 
     Args:
         text: Engines, as ``eager,openvino``; None: eager, and what is installed.
         device: Where.
+        is_exported: Whether it is a file that ``vlm-depth export`` wrote.
 
     Raises:
-        ConfigError: If one is not known, or not on this device.
+        ConfigError: If one is not known, or not on this device, or nothing runs an exported file.
     """
     known = PRECISIONS[device.type]
-    names = text.split(',') if text else ['eager', *(n for n in installed() if n in known)]
+    if is_exported:
+        known = {name: precisions for name, precisions in known.items() if name in CONVERTED}
+    found = [name for name in ('eager', *installed()) if name in known]
+    names = text.split(',') if text else found
+    if not names:
+        raise ConfigError(
+            f'an exported file takes one of {", ".join(CONVERTED)}, on the CPU, and none is here: '
+            "pip install 'vlm_depth_ros[engines]', --device cpu, or give the .safetensors file."
+        )
     for name in names:
         if name not in known:
             where = f'on {device.type}' if name in ENGINES else 'at all'
+            where = 'for an exported file' if is_exported and name in ENGINES else where
             raise ConfigError(
                 f'engines {text!r}: {name!r} is not measured {where}. Expected some of '
-                f'{",".join(known)}.'
+                f'{",".join(known) or "none"}.'
             )
     return [Choice(name, p) for name in dict.fromkeys(names) for p in known[name]]
 
 
-class Ready(nn.Module):
-    """A network behind an engine, in place of the network itself.
-
-    `DepthEstimator` takes it as a model; what it does besides can then be told from the network.
+class Ready:
+    """What runs a network for an estimator, in its place: its share of the time can be told.
 
     Args:
-        model: A `DepthModel` on `device`, channels-last as the estimator keeps it.
-        choice: How to run it.
-        device: Where.
-
-    Raises:
-        DependencyError: If the library of the engine is not installed.
+        network: What it stands for.
     """
 
-    def __init__(self, model: nn.Module, choice: Choice, device: torch.device):
-        super().__init__()
-        self.model, self.backbone, self.config = model, model.backbone, model.config
-        runtime = RuntimeConfig(str(device), choice.precision, engine=choice.engine)
-        self._engine = engine_of(model, runtime, choice.precision, device)
-        self.is_asked_for = choice.engine == 'eager' or self._engine is not model
-        """False where the engine failed its check, so that eager answers."""
+    def __init__(self, network: Callable[..., HeadOutput]):
+        self.network = network
         self.clock: Callable[[], float] | None = None
         """In seconds; asked before and after each call where there is one."""
         self.marks: list[float] = []
         """What it said."""
 
-    def forward(self, image: torch.Tensor) -> HeadOutput:
+    def __call__(self, image: torch.Tensor) -> HeadOutput:
         """As the network, without an embedding."""
         self._mark()
-        found = self._engine(image)
+        found = self.network(image)
         self._mark()
         return found
 

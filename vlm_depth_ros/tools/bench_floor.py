@@ -5,8 +5,11 @@ products of matrices, and no less than bytes over the bandwidth of the memory. B
 measured in the run whose figures they judge.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +20,11 @@ from vlm_depth_ros.core.devices import DTYPES
 from vlm_depth_ros.tools.bench_timing import Clock
 
 SIDE = {'cpu': 2048, 'cuda': 8192}
-"""Of the square matrices whose product is timed."""
+"""Of the square matrices whose product is timed, where there is memory for them."""
 COPIED_BYTES = {'cpu': 2**28, 'cuda': 2**31}
-"""Far more than caches hold."""
+"""Far more than caches hold; likewise."""
+SHARE_OF_FREE = 0.25
+"""What each of the two measurements takes of the memory that can be had, at most."""
 ATTEMPTS = 10
 
 
@@ -62,8 +67,10 @@ class Floor:
         return max(self.arithmetic_ms, self.traffic_ms)
 
 
-def floor_of(work: Work, precision: str, rates: Rates, more_bytes: int = 0) -> Floor:
-    """The floor of a call in one precision.
+def floor_of(
+    work: Work | None, precision: str, rates: Rates, more_bytes: int = 0
+) -> Floor | None:
+    """The floor of a call in one precision; None where its work is not known.
 
     Args:
         work: Of the call.
@@ -71,6 +78,8 @@ def floor_of(work: Work, precision: str, rates: Rates, more_bytes: int = 0) -> F
         rates: Of the machine.
         more_bytes: Read or written besides, such as an image.
     """
+    if work is None:
+        return None
     num_bytes = work.elements * DTYPES[precision].itemsize + more_bytes
     return Floor(
         work.flops / rates.flops_per_s[precision] * 1e3, num_bytes / rates.bytes_per_s * 1e3
@@ -79,12 +88,26 @@ def floor_of(work: Work, precision: str, rates: Rates, more_bytes: int = 0) -> F
 
 @torch.no_grad()
 def work_of(call: Callable[[], Any]) -> Work:
-    """Count what eager PyTorch does in `call`."""
-    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+    """Count what eager PyTorch does in `call`.
+
+    The fast path of `nn.MultiheadAttention` is one operation that no counter looks into, so it is
+    off meanwhile: the same arithmetic is then seen product by product.
+    """
+    with _no_fast_path(), FlopCounterMode(display=False) as flops, _Traffic() as traffic:
         call()
     return Work(
         flops.get_total_flops(), traffic.elements, traffic.products, traffic.operations
     )
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 class _Traffic(TorchDispatchMode):
@@ -108,14 +131,30 @@ class _Traffic(TorchDispatchMode):
 @torch.inference_mode()
 def measure_rates(device: torch.device, precisions: Sequence[str], clock: Clock) -> Rates:
     """Time a product of large matrices in each precision, and a copy that fits no cache."""
-    side, num_bytes = SIDE[device.type], COPIED_BYTES[device.type]
-    source = torch.ones(num_bytes // 4, device=device)
+    bytes_per_s = _copied_per_s(device, clock)
+    # Three of them, in fp32 while they are made.
+    most = math.isqrt(int(SHARE_OF_FREE * free_bytes(device)) // (3 * 4))
+    side = max(1, min(SIDE[device.type], most))
+    flops_per_s = {p: 2 * side**3 / _product_s(side, p, device, clock) for p in precisions}
+    return Rates(flops_per_s, bytes_per_s)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be had, on a device or on this machine."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path('/proc/meminfo').read_text().splitlines()
+    (available,) = (line.split()[1] for line in lines if line.startswith('MemAvailable:'))
+    return int(available) * 1024
+
+
+def _copied_per_s(device: torch.device, clock: Clock) -> float:
+    """Bytes a second; each is read once and written once."""
+    most = int(SHARE_OF_FREE * free_bytes(device)) // 2  # there are two
+    count = max(1, min(COPIED_BYTES[device.type], most) // 4)
+    source = torch.ones(count, device=device)
     target = torch.zeros_like(source)
-    return Rates(
-        {p: 2 * side**3 / _product_s(side, p, device, clock) for p in precisions},
-        # Each byte is read once and written once.
-        2 * num_bytes / _best_s(lambda: target.copy_(source), clock),
-    )
+    return 2 * 4 * count / _best_s(lambda: target.copy_(source), clock)
 
 
 def _product_s(side: int, precision: str, device: torch.device, clock: Clock) -> float:

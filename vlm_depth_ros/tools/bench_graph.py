@@ -66,11 +66,11 @@ def precision_of(params: list[str], device_type: str) -> str:
     return precision_on(device_type, RuntimeConfig(precision=precision).precision)
 
 
-def graph_row(found: dict[str, Any], floor: Floor) -> dict[str, Any]:
+def graph_row(found: dict[str, Any], floor: Floor | None) -> dict[str, Any]:
     """Its figures beside the floor of one frame: the network, and each message copied once."""
     latency = found['latency_ms']
     return {
         **found,
-        'floor_ms': floor.ms,
-        'over_floor': latency and latency['p50'] / floor.ms,
+        'floor_ms': floor and floor.ms,
+        'over_floor': floor and latency and latency['p50'] / floor.ms,
     }

@@ -1,7 +1,8 @@
 """One of our networks, alone and inside the estimator, in every engine and precision."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 import statistics
 
 import torch
@@ -10,6 +11,7 @@ from vlm_depth_ros.core.canonical import seen_by
 from vlm_depth_ros.core.config import RuntimeConfig
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.estimator import DepthEstimator, Frame, FrameOutput
+from vlm_depth_ros.core.exported import ExportedModel
 from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.model import DepthModel
 from vlm_depth_ros.core.options import OutputOptions
@@ -42,7 +44,7 @@ class Ours:
 
     Args:
         name: Of the rows.
-        model: On any device, in evaluation mode; it moves to `device`.
+        model: On any device, in evaluation mode; it moves to `device`. Or an exported file.
         choices: How to run it.
         shot: The camera image that the estimators get.
         device: Where.
@@ -50,36 +52,44 @@ class Ours:
     Raises:
         ConfigError: If none of `choices` can run it.
         DependencyError: If the library of an engine is missing.
+        WeightsError: If an exported file cannot be run.
     """
 
     def __init__(
         self,
         name: str,
-        model: DepthModel,
+        model: DepthModel | Path,
         choices: Sequence[Choice],
         shot: SourceFrame,
         device: torch.device,
     ):
         self.name, self.device = name, device
-        self.model = model.requires_grad_(False).to(device, memory_format=torch.channels_last)
-        self.frame = frame_of(shot)
-        spec = model.backbone.spec
-        seen = seen_by(model.config, self.frame.intrinsics, spec.size_multiple)
-        self.input_hw: tuple[int, int] = tuple(seen.input_hw)
-        """What the estimator makes of the image."""
-        ready = {choice: Ready(self.model, choice, device) for choice in choices}
-        self.ready = {choice: r for choice, r in ready.items() if r.is_asked_for}
+        self.is_exported = isinstance(model, Path)
+        self.ready: dict[Choice, Ready] = {}
+        """What the estimators run."""
+        self.estimators: dict[Choice, DepthEstimator] = {}
+        for choice in choices:
+            runtime = RuntimeConfig(str(device), choice.precision, engine=choice.engine)
+            network = ExportedModel(model, runtime) if self.is_exported else model
+            estimator = DepthEstimator(network.requires_grad_(False), runtime, name)
+            way = estimator.ways.at_hand
+            if (way.engine, estimator.precision) == (choice.engine, choice.precision):
+                self.ready[choice] = Ready(way.network)
+                estimator.ways.at_hand = replace(way, network=self.ready[choice])
+                self.estimators[choice] = estimator
         self.failed = {
             choice: 'cannot run it, or answers something else than eager fp32'
-            for choice in ready.keys() - self.ready.keys()
-        }
+            for choice in choices if choice not in self.ready
+        }  # fmt: skip
         if not self.ready:
             raise ConfigError(f'{name}: runs in none of {", ".join(map(str, choices))}. Choose '
                               'other engines.')  # fmt: skip
-        self.estimators = {
-            choice: DepthEstimator(r, RuntimeConfig(str(device), choice.precision), name)
-            for choice, r in self.ready.items()
-        }
+        self.model = next(iter(self.estimators.values())).model
+        self.frame = frame_of(shot)
+        spec = self.model.backbone.spec
+        seen = seen_by(self.model.config, self.frame.intrinsics, spec.size_multiple)
+        self.input_hw: tuple[int, int] = tuple(seen.input_hw)
+        """What the estimator makes of the image."""
 
     def image(self, batch: int = 1, hw: tuple[int, int] | None = None) -> torch.Tensor:
         """A prepared tensor of noise (B, 3, h, w); by default of the size that is run."""
@@ -100,8 +110,10 @@ class Ours:
         )  # fmt: skip
         return lambda: estimator.process(frames, options)
 
-    def work(self, batch: int = 1, hw: tuple[int, int] | None = None) -> Work:
-        """What the network has to do."""
+    def work(self, batch: int = 1, hw: tuple[int, int] | None = None) -> Work | None:
+        """What the network has to do; None of an exported file, which PyTorch cannot count."""
+        if self.is_exported:
+            return None
         image = self.image(batch, hw)
         return work_of(lambda: self.model(image))
 

@@ -1,12 +1,13 @@
 """Figures as tables for a terminal and for a Markdown page, and as charts."""
 
 from dataclasses import dataclass
+import math
 from pathlib import Path
 import sys
 from typing import Any
 
 from vlm_depth_ros.files.atomic import atomic_file
-from vlm_depth_ros.tools.bench_chart import lying_bars
+from vlm_depth_ros.tools.bench_chart import lines_of, lying_bars
 from vlm_depth_ros.tools.bench_ours import STAGES
 
 PIPED_WIDTH = 180
@@ -39,12 +40,12 @@ def tables_of(result: Result) -> list[Table]:
 
 
 def _single(title: str, rows: list[dict]) -> Table:
-    columns = ('network', 'engine', 'input', 'median ms', 'p5 to p95', 'CPU ms', 'floor ms',
-               'over floor')  # fmt: skip
+    columns = ('network', 'engine', 'input', 'runs', 'p50 ms', 'p95 ms', 'p99 ms', 'CPU ms',
+               'memory MB', 'floor ms', 'over floor')  # fmt: skip
     return Table(title, columns, [
-        (r['network'], _way(r), _size(r), _ms(r['median_ms']),
-         f'{_ms(r["p5_ms"])} to {_ms(r["p95_ms"])}', _ms(r['cpu_ms']), _ms(r['floor_ms']),
-         f'{r["over_floor"]:.1f}')
+        (r['network'], _way(r), _size(r), str(r['runs']),
+         *(_ms(r[name]) for name in ('median_ms', 'p95_ms', 'p99_ms', 'cpu_ms')),
+         '-' if r['memory_mb'] is None else f'{r["memory_mb"]:.0f}', _ms(r['floor_ms']), _over(r))
         for r in rows
     ])  # fmt: skip
 
@@ -59,15 +60,16 @@ def _stages(rows: list[dict]) -> Table:
 
 
 def _graph(rows: list[dict]) -> Table:
-    columns = ('cameras', 'saturation Hz', 'played Hz', 'p50 ms', 'p95 ms', 'p99 ms', 'missed',
-               'jitter ms', 'node CPU', 'players, reader CPU', 'memory MB', 'floor ms',
+    columns = ('cameras', 'engine', 'saturation Hz', 'played Hz', 'p50 ms', 'p95 ms', 'p99 ms',
+               'missed', 'jitter ms', 'node CPU', 'players, reader CPU', 'memory MB', 'floor ms',
                'over floor')  # fmt: skip
     return Table('Publication to cloud, through DDS between processes', columns, [
-        (str(r['cameras']), ('' if r['is_saturated'] else 'over ') + f'{r["saturation_hz"]:.1f}',
+        (str(r['cameras']), r['engine'] or '-',
+         ('' if r['is_saturated'] else 'over ') + f'{r["saturation_hz"]:.1f}',
          f'{r["played_hz"]:.1f}', *(_ms(_in(r['latency_ms'], q)) for q in ('p50', 'p95', 'p99')),
          f'{r["missed"]} of {r["frames"]}', _ms(r['jitter_ms']), _percent(r, 'node'),
          f'{_percent(r, "players")}, {_percent(r, "reader")}', _memory(r), _ms(r['floor_ms']),
-         '-' if r['over_floor'] is None else f'{r["over_floor"]:.1f}')
+         _over(r))
         for r in rows
     ])  # fmt: skip
 
@@ -77,8 +79,7 @@ def _scaling(rows: list[dict]) -> Table:
                'over the smallest', 'floor ms', 'over floor')  # fmt: skip
     return Table('Cost for pixels and cameras', columns, [
         (r['part'], _way(r), _size(r), str(r['cameras']), _ms(r['median_ms']),
-         f'{r["ns_per_pixel"]:.1f}', f'{r["growth"]:.2f}', _ms(r['floor_ms']),
-         f'{r["over_floor"]:.1f}')
+         f'{r["ns_per_pixel"]:.1f}', f'{r["growth"]:.2f}', _ms(r['floor_ms']), _over(r))
         for r in rows
     ])  # fmt: skip
 
@@ -99,6 +100,10 @@ def _peers(rows: list[dict]) -> Table:
 
 def _way(row: dict) -> str:
     return f'{row["engine"]} {row["precision"]}'
+
+
+def _over(row: dict) -> str:
+    return '-' if row['over_floor'] is None else f'{row["over_floor"]:.1f}'
 
 
 def _size(row: dict) -> str:
@@ -137,13 +142,17 @@ def about(result: Result) -> list[str]:
         f'{machine["memory_gb"]:g} GB, {machine["gpu"] or "no GPU"}; {machine["system"]}, Python '
         f'{machine["python"]}, {versions}.',
         f'Products of matrices: {products} GFLOP/s; copying: {rates["gb_per_s"]:.1f} GB/s, read '
-        f'and written. {result["runs"]} runs; {result["peer_runs"]} beside peers.',
+        f'and written. At most {result["runs"]} runs; {result["peer_runs"]} beside peers.',
         f'Load average {load["load_average_before"]:.2f} before, '
         f'{load["load_average_after"]:.2f} after; others took {load["others_share"]:.1%} of all '
         'cores.',
     ]
     if not load['was_idle']:
         lines.append('The machine was not idle: these figures are of no record.')
+    lines += [
+        f'The node with {r["cameras"]} camera(s): {reason}, so its figures are of no record.'
+        for r in result['graph'] for reason in r['not_of_record']
+    ]  # fmt: skip
     return lines + [f'Not measured: {sentence}.' for sentence in result['not_measured']]
 
 
@@ -176,13 +185,16 @@ def show(result: Result) -> None:
 
 
 def charts(result: Result) -> dict[str, str]:
-    """SVG files by name: ours beside the floor, and the fastest ways of peers beside ours."""
+    """SVG files by name.
+
+    Ours in each engine beside the floor, the fastest ways of peers beside ours, and milliseconds
+    over cameras and over pixels.
+    """
     ours = [(part, r) for part in ('network', 'estimator') for r in result[part]]
-    made = {'benchmark.svg': lying_bars(
-        [f'{part}, {_way(r)}' for part, r in ours],
-        {'measured': [r['median_ms'] for _, r in ours], 'floor': [r['floor_ms'] for _, r in ours]},
-        'ms',
-    )}  # fmt: skip
+    bars = {'measured': [r['median_ms'] for _, r in ours]}
+    if all(r['floor_ms'] is not None for _, r in ours):
+        bars['floor'] = [r['floor_ms'] for _, r in ours]
+    made = {'benchmark.svg': lying_bars([f'{part}, {_way(r)}' for part, r in ours], bars, 'ms')}
     fastest = [r for r in result['peers'] if r['is_fastest']]
     if fastest:
         made['peers.svg'] = lying_bars(
@@ -191,6 +203,16 @@ def charts(result: Result) -> dict[str, str]:
              'our estimator': [r['ours_estimator_ms'] for r in fastest]},
             'ms, each in its fastest engine',
         )  # fmt: skip
+    for name, part, x_title, x_of in (
+        ('cameras.svg', 'estimator', 'cameras', lambda r: r['cameras']),
+        ('sizes.svg', 'network', 'thousand pixels', lambda r: math.prod(r['input_hw']) / 1e3),
+    ):
+        series: dict[str, list[tuple[float, float]]] = {}
+        for row in result['scaling']:
+            if row['part'] == part:
+                series.setdefault(_way(row), []).append((x_of(row), row['median_ms']))
+        if series:
+            made[name] = lines_of(series, x_title, f'{part}, ms')
     return made
 
 

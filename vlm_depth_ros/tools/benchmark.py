@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from vlm_depth_ros.core.config import require, RuntimeConfig
-from vlm_depth_ros.core.devices import choose_device
+from vlm_depth_ros.core.devices import choose_device, num_cuda
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.model import load_model
+from vlm_depth_ros.core.exported import read_metadata, read_record, SUFFIX
+from vlm_depth_ros.core.features import BackboneSpec
+from vlm_depth_ros.core.model import DepthModel, find_weights, load_model
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.source import open_source
 from vlm_depth_ros.tools.bench_compare import peer_rows
@@ -27,14 +29,13 @@ from vlm_depth_ros.tools.bench_machine import Load, machine, occasion
 from vlm_depth_ros.tools.bench_measure import (
     Bench,
     camera_rows,
-    require_sizes,
     single_rows,
-    size_rows,
     stage_rows,
 )
 from vlm_depth_ros.tools.bench_ours import Ours
 from vlm_depth_ros.tools.bench_peers import chosen_peers
 from vlm_depth_ros.tools.bench_report import Result, show, write
+from vlm_depth_ros.tools.bench_sizes import require_sizes, size_rows
 from vlm_depth_ros.tools.bench_timing import clock_of
 from vlm_depth_ros.tools.synthetic import render_clip
 
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         require(value >= least, f'--{name.replace("_", "-")} {value}: expected at least {least}.')
     cameras = numbers_of(args.cameras, '--cameras')
     sizes_px = numbers_of(args.input_sizes, '--input-sizes') if args.input_sizes else []
-    device = choose_device(RuntimeConfig(args.device).device, torch.cuda.device_count())
-    choices = choices_of(args.engines, device)
+    device = choose_device(RuntimeConfig(args.device).device, num_cuda())
+    choices = choices_of(args.engines, device, Path(args.weights).suffix == SUFFIX)
     peers = [] if args.peers is None else chosen_peers(args.peers)
     with _source(args.source) as source:
         result = measure(args, device, choices, peers, cameras, sizes_px, source)
@@ -120,8 +121,8 @@ def measure(
     with open_source(source) as frames:
         shot = frames[0]
     of_node = precision_of(args.param, device.type)
-    model = load_model(args.weights, tower_weights=args.tower_weights)
-    require_sizes(model, sizes_px)
+    model, spec = _loaded(args)
+    require_sizes(spec, sizes_px, isinstance(model, Path))
     load, clock = Load(), clock_of(device)
     ours = Ours(Path(args.weights).stem, model, choices, shot, device)
     precisions = list(dict.fromkeys(['fp32', of_node, *(c.precision for c in choices)]))
@@ -129,6 +130,8 @@ def measure(
     bench = Bench(device, rates, args.runs)
     missing = [f'{ours.name} in {choice}: {why}' for choice, why in ours.failed.items()]
     network, estimator = single_rows(ours, bench)
+    sizes, unmade = size_rows(ours, sizes_px, bench) if sizes_px else ([], [])
+    missing += unmade
     result = {
         **occasion(),
         'machine': machine(device),
@@ -146,7 +149,7 @@ def measure(
         'stages': stage_rows(ours, bench),
         'scaling': [
             *(camera_rows(ours, cameras, bench) if len(cameras) > 1 else ()),
-            *(size_rows(ours, sizes_px, bench) if sizes_px else ()),
+            *sizes,
         ],
         'graph': graph_rows(args, ours, of_node, rates, cameras, source, missing),
         'peers': [],
@@ -159,6 +162,15 @@ def measure(
         result['peers'] += rows
         missing += not_measured
     return {**result, 'load': load.found()}
+
+
+def _loaded(args: argparse.Namespace) -> tuple[DepthModel | Path, BackboneSpec]:
+    """The network, or the exported file, and what its tower takes."""
+    path = find_weights(args.weights)
+    if path.suffix == SUFFIX:
+        return path, read_record(read_metadata(path), path)[-1]
+    model = load_model(path, tower_weights=args.tower_weights)
+    return model, model.backbone.spec
 
 
 def graph_rows(
