@@ -1,6 +1,6 @@
 """Other people's processes: a reader or a camera with stock settings, and nothing of ours.
 
-    ros_peer.py reader TOPIC TYPE reliable|best_effort SECONDS
+    ros_peer.py reader TOPIC TYPE reliable|best_effort MESSAGES SECONDS
     ros_peer.py camera TOPIC reliable|best_effort FRAMES RATE_HZ HEIGHT WIDTH
 
 Prints one JSON object at its end.
@@ -21,8 +21,8 @@ RELIABILITIES = {
 }
 
 
-def read(node, topic: str, kind: str, reliability: str, seconds: str) -> dict:
-    """Count what comes until it has been quiet for four seconds, or for `seconds` at most."""
+def read(node, topic: str, kind: str, reliability: str, most: str, seconds: str) -> dict:
+    """Count what comes: up to `most`, until four quiet seconds, or for `seconds`."""
     stamps_ns = []
     quiet_s = float('inf')
 
@@ -37,7 +37,7 @@ def read(node, topic: str, kind: str, reliability: str, seconds: str) -> dict:
     )
     print('ready', flush=True)
     end_s = time.monotonic() + float(seconds)
-    while time.monotonic() < min(end_s, quiet_s):
+    while len(stamps_ns) < int(most) and time.monotonic() < min(end_s, quiet_s):
         rclpy.spin_once(node, timeout_sec=0.1)
     return {'stamps_ns': stamps_ns}
 

@@ -220,7 +220,7 @@ def test_only_frames_that_want_an_embedding_get_one_packed(real):
 def test_the_embedding_alone_is_the_same_and_runs_no_head(real, monkeypatch):
     frame = Frame(noise((48, 64)), wants=frozenset({'embedding'}))
     expected = real(frame.rgb, want_embedding=True).embedding
-    monkeypatch.setattr(real._model.head, 'forward', lambda _: pytest.fail('the head ran'))
+    monkeypatch.setattr(real.model.head, 'forward', lambda _: pytest.fail('the head ran'))
     packed = real.process([frame], OutputOptions())[0]
     np.testing.assert_array_equal(packed.embedding.data.view(np.float32), expected)
     assert (packed.depth, packed.camera_info, packed.points, packed.color) == (None,) * 4
@@ -645,7 +645,7 @@ def test_an_estimator_from_a_file_is_the_model_in_it(tmp_path):
 
 def test_running_builds_no_graph(real):
     """It would grow with every frame."""
-    assert any(p.requires_grad for p in real._model.head.parameters())
+    assert any(p.requires_grad for p in real.model.head.parameters())
     estimator, model = estimator_of()
     model.head = torch.nn.Conv2d(3, 1, 1)
     asked = []

@@ -145,7 +145,7 @@ def test_the_real_towers_answer_as_with_the_authors_code(tmp_path, kind):
 
     image = picture((224, 224))
     with torch.inference_mode():
-        found = estimator._model(image).depth_m
+        found = estimator.model(image).depth_m
     expected = expected_depth(tower, decoder, image)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * 10)
 

@@ -104,7 +104,7 @@ def test_why_nothing_is_measured_reaches_the_state(source):
     track = CameraTrack()
     refine(np.full(HW, 1.0), options, track=track, silence='the scanner is silent')
     assert track.scale.state.reason == 'the scanner is silent'
-    refine(np.full(HW, 1.0), options, track=track)
+    refine(np.full(HW, 1.0), options, track=track, stamp_s=0.1)
     assert source in track.scale.state.reason
 
 

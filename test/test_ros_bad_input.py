@@ -97,10 +97,10 @@ def test_a_damaged_image_is_reported_once_and_the_next_one_works(bad, says, capf
     with Graph(image_transport='compressed' if compressed else 'raw') as graph:
         depth = graph.listen('depth/image_rect')
         statistics = graph.node.statistics[0]
-        for _ in range(8):
-            graph.publish(topic, bad())
-            time.sleep(0.05)
-        wait_for(lambda: statistics.failed >= 3, 'bad frames to be counted')
+        wait_for(
+            lambda: graph.publish(topic, bad()) or statistics.failed >= 3,
+            'bad frames to be counted',
+        )
         assert graph.calls == 0 and not depth
         assert says in statistics.last_error
         good = jpeg_message() if compressed else image_message()
@@ -168,13 +168,15 @@ def test_a_bad_image_of_one_camera_does_not_hold_up_the_other():
     with Graph(cameras=['front', 'rear'], latency_s=0.05) as graph:
         rear = graph.listen('rear/depth/image_rect')
         graph.listen('front/depth/image_rect')
-        for _ in range(10):
+        front_statistics, rear_statistics = graph.node.statistics
+
+        def play():
             graph.publish('front/image', too_short())
             graph.publish('rear/image', image_message())
-            time.sleep(0.05)
-        front_statistics, rear_statistics = graph.node.statistics
-        assert front_statistics.failed > 0 and rear_statistics.failed == 0
-        assert len(rear) >= 3
+            return front_statistics.failed > 0 and len(rear) >= 3
+
+        wait_for(play, 'a bad image in front and depth of the rear')
+        assert rear_statistics.failed == 0
 
 
 def test_a_failing_network_is_counted_and_the_next_frame_tried(graph_of_one, capfd):

@@ -13,9 +13,11 @@ import pytest
 
 pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
 pytest.importorskip('torch', reason='the node needs a network')
+from ros_graph import DepthLimits, DepthWatch  # noqa: E402
+from vlm_depth_ros.core.config import RuntimeConfig  # noqa: E402
+from vlm_depth_ros.core.estimator import DepthEstimator  # noqa: E402
+from vlm_depth_ros.core.options import OutputOptions  # noqa: E402
 from vlm_depth_ros.files import bags  # noqa: E402
-
-pytestmark = pytest.mark.alone
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
@@ -26,6 +28,7 @@ def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.alone
 def test_demo_records_a_run_that_its_report_accepts(tmp_path):
     """Every image comes back as a cloud, stamps are the images' own, and the figures are there."""
     source, out = write_set(tmp_path / 'set', [1.5, 2.0, 2.5]), tmp_path / 'out'
@@ -42,8 +45,14 @@ def test_demo_records_a_run_that_its_report_accepts(tmp_path):
     assert 0 < summary['abs_rel'] < 10
     picture = cv2.imread(str(out / 'frames.png'))
     assert picture is not None and np.ptp(picture) > 100
+    model = DepthEstimator.from_weights('pocket', RuntimeConfig(device='cpu'))
+    limits, watch = DepthLimits.of(model.config.depth_range_m, OutputOptions()), DepthWatch()
     with bags.BagReader(out / 'depth.mcap') as bag:
         topics = {t.name for t in bag.topics}
+        for _, _, kind, cdr in bag.raw(['/depth/image_rect']):
+            watch.look(bag.decode(kind, cdr), [limits])
+    assert watch.looked_at >= 0.9 * summary['frames_in']
+    watch.check()
     inputs, outputs = {'/image', '/camera_info'}, {'/depth/image_rect', '/depth/camera_info'}
     assert inputs | outputs | {'/points'} <= topics
 

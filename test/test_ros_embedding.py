@@ -1,7 +1,5 @@
 """The topic `embedding` on a real graph, with real weights files."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -80,9 +78,9 @@ def test_the_embedding_is_computed_only_while_somebody_subscribes(clip, monkeypa
     asked = []
     run = DepthEstimator._run
 
-    def spy(estimator, images, views, want_embedding, want_depth=True):
+    def spy(estimator, images, views, way, want_embedding, want_depth=True):
         asked.append((want_embedding, want_depth))
-        return run(estimator, images, views, want_embedding, want_depth)
+        return run(estimator, images, views, way, want_embedding, want_depth)
 
     with graph_on(clip) as graph:
         monkeypatch.setattr(DepthEstimator, '_run', spy)
@@ -101,7 +99,7 @@ def test_the_embedding_alone_runs_no_head(clip, monkeypatch):
         raise AssertionError('the head ran')
 
     with graph_on(clip) as graph:
-        monkeypatch.setattr(graph.node._model.estimator._model.head, 'forward', fail)
+        monkeypatch.setattr(graph.node._model.estimator.model.head, 'forward', fail)
         embeddings = graph.listen('embedding', Image)
         wait_for(lambda: graph.publish('image', image_message()) or embeddings, 'an embedding')
         assert graph.node.statistics[0].failed == 0
@@ -132,12 +130,14 @@ def test_a_tower_without_projection_warns_its_reader_and_gives_depth_unharmed(pl
         embeddings = graph.listen('embedding', Image)
         depth.clear(), clouds.clear()
         stamps = set()
-        for _ in range(8):
+
+        def play():
             image = image_message()
             stamps.add(stamp_ns(image))
             graph.publish('image', image)
-            time.sleep(0.05)
-        wait_for(lambda: len(depth) >= 4 and len(clouds) >= 4, 'depth beside it')
+            return min(len(depth), len(clouds)) >= 4
+
+        wait_for(play, 'depth beside it')
         assert {stamp_ns(m) for m in depth} <= stamps
         assert not embeddings and graph.node.statistics[0].failed == 0
     warnings = [w for w in capfd.readouterr().err.splitlines() if NO_PROJECTION in w]

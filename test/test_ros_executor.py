@@ -13,8 +13,8 @@ pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
 pytest.importorskip('torch', reason='the node needs a network')
 import rclpy  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
-from ros_graph import DOMAIN_ID, Graph, image_message, wait_for  # noqa: E402
-from test_ros_process import end_an_inference, Process, STAND_IN, START_S  # noqa: E402
+from ros_graph import DOMAIN_ID, Graph, image_message, LOADS, wait_for  # noqa: E402
+from ros_process import end_an_inference, StandIn, START_S  # noqa: E402
 from vlm_depth_ros.core.errors import ConfigError  # noqa: E402
 from vlm_depth_ros.ros import executors  # noqa: E402
 from vlm_depth_ros.ros.executors import executor_for  # noqa: E402
@@ -132,8 +132,8 @@ def test_another_executor_is_refused_by_name():
 @has_events
 def test_a_node_on_it_answers_images_and_a_signal_ends_it_within_2_s(tmp_path):
     with Graph(active=False) as graph:
-        command = [*STAND_IN, '0', '0', *EVENTS, '-r', 'image:=events/image']
-        with Process(command, tmp_path / 'log') as node:
+        arguments = ['0', '0', *EVENTS, '-r', 'image:=events/image']
+        with StandIn(arguments, tmp_path / 'log') as node:
             wait_for(lambda: graph.tester.count_subscribers('events/image'), 'the node', START_S)
             depth = graph.listen('depth/image_rect')
             for _ in range(100):
@@ -149,10 +149,8 @@ def test_a_node_on_it_answers_images_and_a_signal_ends_it_within_2_s(tmp_path):
 
 @has_events
 def test_a_signal_ends_the_loading_of_weights_on_it_within_2_s(tmp_path):
-    command = [*STAND_IN, '0', '60', *EVENTS, '--log-level', 'debug']
-    with Process(command, tmp_path / 'log') as node:
-        wait_for(lambda: 'depth_node' in node.output, 'the node to start', START_S)
-        time.sleep(1.0)
+    with StandIn(['0', '60', *EVENTS], tmp_path / 'log') as node:
+        wait_for(lambda: LOADS in node.output, 'the loading', START_S)
         assert 'Subscribed' not in node.output
         assert node.end_with(signal.SIGINT) < 2
         assert 'Exception' not in node.output
@@ -162,7 +160,7 @@ def test_a_signal_ends_the_loading_of_weights_on_it_within_2_s(tmp_path):
 def test_a_signal_ends_a_running_inference_on_it_within_2_s(tmp_path):
     with ExitStack() as ending:
 
-        def start(command: list[str]) -> Process:
-            return ending.enter_context(Process(command, tmp_path / 'log'))
+        def start(arguments: list[str]) -> StandIn:
+            return ending.enter_context(StandIn(arguments, tmp_path / 'log'))
 
         assert end_an_inference(start, signal.SIGINT, *EVENTS[1:]) < 2

@@ -1,7 +1,6 @@
 """What a node survives: a kill, a network that answers nonsense, a device without memory."""
 
 from pathlib import Path
-import re
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus  # noqa: E402
 import rclpy  # noqa: E402
 from rclpy.qos import QoSProfile  # noqa: E402
 from ros_graph import (  # noqa: E402
+    DepthWatch,
     Graph,
     image_message,
     info_message,
@@ -22,12 +22,10 @@ from ros_graph import (  # noqa: E402
     stamp_ns,
     wait_for,
 )
+from ros_process import Process, StandIn, START_S  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
-from test_ros_process import Process, STAND_IN, START_S  # noqa: E402
 import torch  # noqa: E402
 from vlm_depth_ros.files.images import save_png  # noqa: E402
-
-pytestmark = pytest.mark.alone
 
 PLAYER = [sys.executable, '-m', 'vlm_depth_ros.ros.camera_player', '--ros-args']
 ANSWERS_WITHIN_S = 10.0
@@ -40,27 +38,30 @@ def test_a_killed_node_that_starts_again_answers_a_camera_that_never_stopped(tmp
         picture = np.random.default_rng(i).integers(0, 256, (48, 64, 3), np.uint8)
         save_png(tmp_path / 'clip' / f'{i}.png', picture)
     reader = Spinner(lambda context: rclpy.create_node('reader', context=context))
-    stamps_ns, left = [], set()
-    reader.node.create_subscription(
-        Image, 'depth/image_rect', lambda m: stamps_ns.append(stamp_ns(m)), QoSProfile(depth=5)
-    )
+    stamps_ns, left, watch = [], set(), DepthWatch()
+
+    def take(message):
+        watch.look(message)
+        stamps_ns.append(stamp_ns(message))
+
+    reader.node.create_subscription(Image, 'depth/image_rect', take, QoSProfile(depth=5))
     source = ['-p', f'source:={tmp_path / "clip"}', '-p', 'loop:=true', '-p', 'rate_hz:=10.0']
     with Process([*PLAYER, *source], tmp_path / 'player.log') as player:
         try:
             for life in range(2):
-                with Process([*STAND_IN, '0', '0'], tmp_path / f'node{life}.log') as node:
+                with StandIn(['0', '0'], tmp_path / f'node{life}.log') as node:
                     wait_for(lambda: 'Subscribed' in node.output, 'the node to be active', START_S)
                     wait_for(lambda: stamps_ns, f'depth in life {life}', ANSWERS_WITHIN_S)
                     if life == 0:
-                        left |= segments_of(node)
-                        node._process.send_signal(signal.SIGKILL)
-                        assert node._process.wait(10) == -signal.SIGKILL
+                        left |= {segment for segment in node.segments if '_el' not in segment}
+                        assert node.signalled(signal.SIGKILL) == -signal.SIGKILL
                         time.sleep(0.5)  # What was on its way.
                         stamps_ns.clear()
                 assert 'Traceback' not in node.output, node.output
-            assert player._process.poll() is None
+            assert player.is_running
             # Fresh frames, not what somebody had kept.
             assert abs(time.time_ns() - stamps_ns[-1]) < ANSWERS_WITHIN_S * 1e9
+            watch.check()
         finally:
             reader.close()
     # Not sooner: while others still map them, nobody hears the next node.
@@ -69,23 +70,16 @@ def test_a_killed_node_that_starts_again_answers_a_camera_that_never_stopped(tmp
         Path(f'{segment}_el').unlink(missing_ok=True)
 
 
-def segments_of(node: Process) -> set[str]:
-    """Shared memory that a killed node leaves behind."""
-    maps = Path(f'/proc/{node._process.pid}/maps').read_text()
-    found = set(re.findall(r'/dev/shm/fast\w+', maps)) - node._segments_before
-    return {segment for segment in found if '_port' not in segment and '_el' not in segment}
-
-
 @pytest.mark.parametrize('nonsense', [float('nan'), float('inf'), -1.0])
-def test_a_network_that_answers_nonsense_gives_nan_no_point_and_a_warning(nonsense):
+def test_a_network_that_answers_nonsense_gives_nan_no_cloud_and_a_warning(nonsense):
     with Graph(depth_m=nonsense) as graph:
         depth, clouds = graph.listen('depth/image_rect'), graph.listen('points')
         reports = graph.listen('/diagnostics', DiagnosticArray)
         graph.publish('camera_info', info_message())
         graph.publish('image', image_message())
-        wait_for(lambda: depth and clouds, 'outputs')
+        wait_for(lambda: depth, 'depth')
         assert np.isnan(np.frombuffer(depth[-1].data, '<f4')).all()
-        assert len(clouds[-1].data) == clouds[-1].width == 0 and clouds[-1].is_dense
+        assert not clouds  # An empty one would be taken for free space.
         wait_for(
             lambda: graph.publish('image', image_message())
             or any(r.status[0].level == DiagnosticStatus.WARN for r in reports)
@@ -100,6 +94,7 @@ def test_a_network_that_answers_nonsense_gives_nan_no_point_and_a_warning(nonsen
             or (np.frombuffer(depth[-1].data, '<f4') == 2).all(),
             'true depth',
         )
+        wait_for(lambda: clouds and clouds[-1].width, 'points')
         wait_for(
             lambda: graph.publish('image', image_message())
             or reports[-1].status[0].level == DiagnosticStatus.OK,
@@ -136,5 +131,5 @@ def test_a_device_out_of_memory_drops_frames_and_the_next_good_one_is_answered(c
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
     dropped = [line for line in lines if 'Frame dropped' in line]
     assert len(dropped) == len(cameras), dropped
-    assert all('OutOfMemoryError: CUDA out of memory' in line for line in dropped)
-    assert all('GPU 0 has a total capacity' in line for line in dropped), 'all in one line'
+    assert all('device cpu is out of memory' in line for line in dropped), dropped
+    assert all('use fewer cameras' in line for line in dropped), 'all in one line'

@@ -28,8 +28,6 @@ from vlm_depth_ros.core.errors import DependencyError  # noqa: E402
 from vlm_depth_ros.ros.depth_node import load_estimator  # noqa: E402
 from vlm_depth_ros.ros.messages import byte_array  # noqa: E402
 
-pytestmark = pytest.mark.alone
-
 
 def change_state(graph: Graph, transition: int) -> bool:
     """Ask for a transition as ``ros2 lifecycle set`` does; whether it succeeded."""
@@ -151,10 +149,13 @@ def test_points_alone_publish_no_depth(graph):
 def test_every_combination_of_reliability_meets(camera_reliable, reader_reliable):
     with Graph() as graph:
         depth = graph.listen('depth/image_rect', reliable=reader_reliable)
-        for _ in range(20):
+
+        def play():
             graph.publish('image', image_message(), reliable=camera_reliable)
             time.sleep(0.05)
-        assert len(depth) > 5
+            return len(depth) > 5
+
+        wait_for(play, 'depth')
 
 
 def test_input_is_reliable_exactly_while_every_publisher_offers_it(graph):
@@ -197,15 +198,17 @@ def test_cameras_share_one_network_call():
         graph.publish('rear/camera_info', info_message(24, 32))
         graph.publish('front/image', image_message())
         graph.publish('rear/image', image_message(24, 32))
-        for _ in range(5):
+
+        def play():
             graph.publish('front/image', image_message())
             graph.publish('rear/image', image_message(24, 32))
-            time.sleep(0.1)
-        wait_for(lambda: front and rear, 'both clouds')
+            return front and rear and 2 in graph.model.batch_sizes
+
+        wait_for(play, 'both clouds, and a call for both')
         assert (front[0].width, rear[0].width) == (24 * 32, 12 * 16)
-        assert 2 in graph.model.batch_sizes
 
 
+@pytest.mark.alone
 def test_output_is_never_older_than_one_inference_and_one_period():
     """60 Hz in, 100 ms for an inference.
 
@@ -340,6 +343,7 @@ def test_images_are_rectified_unless_they_are_already(topic, rectify, undistorte
         assert np.isfinite(depth_of(depth[-1])[24, 32])
 
 
+@pytest.mark.alone
 def test_diagnostics_tell_rates_and_silence(graph):
     got = graph.listen('/diagnostics', DiagnosticArray)
     graph.listen('depth/image_rect')
@@ -358,6 +362,7 @@ def test_diagnostics_tell_rates_and_silence(graph):
     assert 'no image for' in got[-1].status[0].message
 
 
+@pytest.mark.alone
 def test_deactivating_during_an_inference_publishes_nothing_more():
     with Graph(latency_s=0.5) as graph:
         depth = graph.listen('depth/image_rect')

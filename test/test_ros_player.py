@@ -19,8 +19,6 @@ from ros_graph import Spinner, stamp_ns, wait_for  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from vlm_depth_ros.ros.messages import compressed_to_rgb, image_to_rgb  # noqa: E402
 
-pytestmark = pytest.mark.alone
-
 PLAYER = [sys.executable, '-m', 'vlm_depth_ros.ros.camera_player']
 HEIGHT, WIDTH, FRAMES = 48, 64, 6
 
@@ -68,6 +66,7 @@ def finish(player: subprocess.Popen) -> str:
     return log
 
 
+@pytest.mark.alone
 def test_player_plays_images_cameras_and_truth_once(recording, listener):
     images = listen(listener, 'image', Image)
     infos = listen(listener, 'camera_info', CameraInfo)
@@ -88,6 +87,7 @@ def test_player_plays_images_cameras_and_truth_once(recording, listener):
     assert np.isnan(depth_m[0]).all() and (depth_m[1:] == 3.0).all()
 
 
+@pytest.mark.alone
 def test_player_loops_and_stops_after_count_with_the_stamps_of_the_source(recording, listener):
     images = listen(listener, 'image', Image)
     finish(start(recording, stamp='source', loop=True, count=FRAMES + 2, frame_id='optical'))
@@ -97,6 +97,7 @@ def test_player_loops_and_stops_after_count_with_the_stamps_of_the_source(record
     assert {m.header.frame_id for m in images} == {'optical'}
 
 
+@pytest.mark.alone
 def test_player_compresses_and_invents_a_camera_if_asked(recording, listener, tmp_path):
     for i in range(3):
         (tmp_path / f'{i}.png').write_bytes((recording / f'{i}.png').read_bytes())
@@ -114,6 +115,7 @@ def test_player_compresses_and_invents_a_camera_if_asked(recording, listener, tm
     assert infos[0].distortion_model == 'plumb_bob'
 
 
+@pytest.mark.alone
 def test_player_passes_over_a_damaged_frame(recording, listener, tmp_path):
     for i in range(3):
         (tmp_path / f'{i}.png').write_bytes((recording / f'{i}.png').read_bytes())
@@ -148,6 +150,7 @@ def test_player_ends_with_code_1_if_nothing_can_be_read(tmp_path):
     assert 'Traceback' not in log
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_player_within_2_s(recording, listener, number):
     images = listen(listener, 'image', Image)

@@ -1,21 +1,20 @@
 """The executables as processes: how they start, and how a signal ends them."""
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import metadata
+from itertools import count
 import os
-from pathlib import Path
-import re
 import signal
 import subprocess
 import sys
-import time
 from xml.etree import ElementTree
 
 import pytest
 
 pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
 pytest.importorskip('torch', reason='the node needs a network')
-from ros_graph import Graph, image_message, wait_for  # noqa: E402
+from ros_graph import Graph, LOADS, wait_for  # noqa: E402
+from ros_process import end_an_inference, Process, STAND_IN, StandIn, START_S  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 from vlm_depth_ros.ros.profile import (  # noqa: E402
     profile_path,
@@ -25,89 +24,37 @@ from vlm_depth_ros.ros.profile import (  # noqa: E402
     VARIABLES,
 )
 
-pytestmark = pytest.mark.alone
-
-START_S = 120
-"""Importing PyTorch takes half a minute on a machine that trains beside the tests."""
 NODE = [sys.executable, '-m', 'vlm_depth_ros.ros.node']
-STAND_IN = [sys.executable, str(Path(__file__).with_name('ros_graph.py'))]
-
-
-class Process:
-    """A program whose output is read as it comes."""
-
-    def __init__(self, command: list[str], log: Path):
-        self._log = log
-        self._segments_before = {str(p) for p in Path('/dev/shm').glob('fast*')}
-        with log.open('wb') as file:
-            self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-
-    def __enter__(self) -> 'Process':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()  # Killed, it would leave its shared memory behind.
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    @property
-    def output(self) -> str:
-        """What it printed so far."""
-        return self._log.read_text()
-
-    def end_with(self, number: int) -> float:
-        """Send a signal; the seconds until the process ended by itself with exit code 0.
-
-        Everything it allocated in shared memory has to be gone.
-        """
-        maps = Path(f'/proc/{self._process.pid}/maps').read_text()
-        segments = set(re.findall(r'/dev/shm/fast\w+', maps)) - self._segments_before
-        start_s = time.monotonic()
-        self._process.send_signal(number)
-        code = self._process.wait(timeout=10)
-        took_s = time.monotonic() - start_s
-        assert code == 0, f'exit code {code}: {self.output}'
-        assert 'Traceback' not in self.output and 'rror' not in self.output, self.output
-        left = {s for s in segments if '_port' not in s and Path(s).exists()}
-        assert segments and not left, left
-        return took_s
 
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a process that ends with the test."""
-    started = []
-
-    def _start(command: list[str]) -> Process:
-        started.append(Process(command, tmp_path / f'log{len(started)}'))
-        return started[-1]
-
-    yield _start
-    for process in started:
-        process.__exit__()
+    """Start a process of a kind that ends with the test."""
+    with ExitStack() as ending:
+        logs = (tmp_path / f'log{i}' for i in count())
+        yield lambda kind, command: ending.enter_context(kind(command, next(logs)))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_idle_node_within_2_s(start, number):
-    node = start([*STAND_IN, '0', '0'])
+    node = start(Process, [*STAND_IN, '0', '0'])
     wait_for(lambda: 'Subscribed' in node.output, 'the node to be active', START_S)
     assert node.end_with(number) < 2
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_loading_of_weights_within_2_s(start, number):
-    node = start([*STAND_IN, '0', '60', '--ros-args', '--log-level', 'debug'])
-    wait_for(lambda: 'depth_node' in node.output, 'the node to start', START_S)
-    time.sleep(0.5)
+    node = start(StandIn, ['0', '60'])
+    wait_for(lambda: LOADS in node.output, 'the loading', START_S)
     assert 'Subscribed' not in node.output
     assert node.end_with(number) < 2
 
 
+@pytest.mark.alone
 def test_a_signal_ends_the_loading_of_another_model_within_2_s(start):
-    node = start([*STAND_IN, '0', '4'])
+    node = start(StandIn, ['0', '0,60'])
     wait_for(lambda: 'Subscribed' in node.output, 'the node to be active', START_S)
     with Graph(cli_args=['--ros-args', '-r', '__node:=other']) as graph:
         request = Trigger.Request()
@@ -116,27 +63,15 @@ def test_a_signal_ends_the_loading_of_another_model_within_2_s(start):
     assert node.end_with(signal.SIGTERM) < 2
 
 
-def end_an_inference(start: Callable[[list[str]], Process], number: int, *ros_args) -> float:
-    """End a node that has just begun an inference of 30 s; how long it took to end."""
-    with Graph(active=False) as graph:
-        node = start([*STAND_IN, '30', '0', '--ros-args', *ros_args, '-r', 'image:=busy/image'])
-        wait_for(lambda: graph.tester.count_subscribers('busy/image'), 'the node', START_S)
-        depth = graph.listen('depth/image_rect')
-        for _ in range(5):
-            graph.publish('busy/image', image_message())
-            time.sleep(0.1)
-        assert not depth
-        return node.end_with(number)
-
-
+@pytest.mark.alone
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_running_inference_within_2_s(start, number):
-    assert end_an_inference(start, number) < 2
+    assert end_an_inference(lambda arguments: start(StandIn, arguments), number) < 2
 
 
 def test_the_node_runs_as_a_module_and_says_what_is_wrong_with_its_weights(start, tmp_path):
     missing = tmp_path / 'missing.safetensors'
-    node = start([*NODE, '--ros-args', '-p', f'weights:={missing}'])
+    node = start(Process, [*NODE, '--ros-args', '-p', f'weights:={missing}'])
     wait_for(lambda: 'Waiting unconfigured' in node.output, 'the reason', START_S)
     lines = node.output.splitlines()
     assert len(lines) == 2 and 'Cannot configure' in lines[0] and str(missing) in lines[0]

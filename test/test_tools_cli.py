@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from vlm_depth_ros.tools import arguments, cli, models
 
 ROOT = Path(__file__).parent.parent
 HELP_LIMIT_S = 0.5
+TRIALS = 3
 
 
 def call(*args):
@@ -25,13 +25,14 @@ def call(*args):
 
 @pytest.mark.parametrize('verb', [(), *((v,) for v in arguments.VERBS)], ids=lambda v: ''.join(v))
 def test_help_takes_less_than_half_a_second(verb):
+    """In one of three trials at least: what else runs here may take the core away."""
     times_s = []
-    for _ in range(3):
+    while len(times_s) < TRIALS and min(times_s, default=HELP_LIMIT_S) >= HELP_LIMIT_S:
         start_s = time.perf_counter()
         answer = call(*verb, '--help')
         times_s.append(time.perf_counter() - start_s)
         assert answer.returncode == 0 and answer.stdout.startswith('usage: vlm-depth')
-    assert statistics.median(times_s) < HELP_LIMIT_S, times_s
+    assert min(times_s) < HELP_LIMIT_S, times_s
 
 
 def test_help_imports_nothing_heavy():

@@ -226,13 +226,13 @@ def test_kitti_views_are_crops_of_the_frame_and_far_truth_stays_for_ssim(tmp_pat
 
 @pytest.mark.parametrize('recipe', [NYU, MENDED], ids=['exact', 'mended'])
 def test_recipe_runs_from_images_to_weights_on_a_tiny_tower(recipe, tmp_path, monkeypatch):
-    """Three steps on two pictures in the published layout; the tower stays as it was."""
+    """Two steps on two pictures in the published layout; the tower stays as it was."""
     monkeypatch.setattr(Backbone, 'load_published', lambda self, tag: None)
     write_nyu_list(tmp_path)
     entry = {'folder': 'nyudepthv2_train_files_with_gt.txt'}
     model = recipe.model | {'tower': 'tiny-vit', 'pretrained': towers.TAG, 'input_hw': [64, 64]}
     (stage,) = recipe.stages
-    count = {'epochs': 3, 'steps': None} if recipe is NYU else {'steps': 3}
+    count = {'epochs': 2, 'steps': None} if recipe is NYU else {'steps': 2}
     config = replace(
         recipe, model=model, sets=(entry,), select=entry, batch=2, stages=({**stage, **count},)
     )

@@ -1,5 +1,7 @@
 """Data-parallel training: processes of a team end a step with the same gradients."""
 
+from contextlib import redirect_stdout
+import io
 import os
 import re
 import subprocess
@@ -23,12 +25,21 @@ print(team.is_first, mean, layer.weight.grad.flatten().tolist(), layer.weight.fl
 """
 
 
-def members(count):
-    """What each process of a team of `count` prints."""
+def alone(monkeypatch):
+    """What a team of one prints: this process."""
+    for name in ('RANK', 'WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(MEMBER, {})
+    return printed.getvalue().strip().partition(' ')[::2]
+
+
+def pair():
+    """What each process of a team of two prints."""
     processes = []
-    for rank in range(count):
+    for rank in range(2):
         environment = os.environ | {
-            'RANK': str(rank), 'WORLD_SIZE': str(count), 'MASTER_ADDR': '127.0.0.1',
+            'RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
             'MASTER_PORT': str(20000 + os.getpid() % 20000), 'OMP_NUM_THREADS': '1',
         }  # fmt: skip
         command = [sys.executable, '-c', MEMBER]
@@ -39,13 +50,12 @@ def members(count):
     return [line.partition(' ')[::2] for line in printed]
 
 
-def test_two_processes_average_to_what_one_computes():
+def test_two_processes_average_to_what_one_computes(monkeypatch):
     """Same loss, same gradient, same weights; one of the two is the first."""
-    ((alone_first, alone),) = members(1)
-    pair = members(2)
-    assert alone_first == 'True' and sorted(first for first, _ in pair) == ['False', 'True']
-    assert pair[0][1] == pair[1][1]
-    for one, two in zip(_numbers(alone), _numbers(pair[0][1])):
+    (is_first, expected), found = alone(monkeypatch), pair()
+    assert is_first == 'True' and sorted(first for first, _ in found) == ['False', 'True']
+    assert found[0][1] == found[1][1]
+    for one, two in zip(_numbers(expected), _numbers(found[0][1])):
         assert abs(one - two) < 1e-5 * max(1, abs(one))
 
 

@@ -8,9 +8,8 @@ import argparse
 import logging
 import re
 
-import torch
 from vlm_depth_ros.core.config import require, RuntimeConfig
-from vlm_depth_ros.core.devices import choose_device
+from vlm_depth_ros.core.devices import choose_device, num_cuda
 from vlm_depth_ros.core.errors import ConfigError, InputError
 from vlm_depth_ros.core.model import Card, save_model
 from vlm_depth_ros.core.towers import tower_tags
@@ -66,7 +65,7 @@ def _depthclip(args: argparse.Namespace, variant: str, towers: dict) -> Card:
 
 
 def _depthblip2(args: argparse.Namespace, variant: str, towers: dict) -> Card:
-    device = choose_device(RuntimeConfig(args.device).device, torch.cuda.device_count())
+    device = choose_device(RuntimeConfig(args.device).device, num_cuda())
     images = _images(args)
     options = {'channel_order': variant, 'bins': 'learned' if images else 'preset'}
     model = depthblip2_model(options, vocabulary=args.vocabulary, **towers)

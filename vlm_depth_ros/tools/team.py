@@ -12,7 +12,7 @@ import torch
 from torch import nn
 import torch.distributed as dist
 from vlm_depth_ros.core.config import RuntimeConfig
-from vlm_depth_ros.core.devices import choose_device
+from vlm_depth_ros.core.devices import choose_device, num_cuda
 
 LONGEST_WAIT = timedelta(hours=6)
 """For one process while it judges or computes features; torch gives up after minutes."""
@@ -32,11 +32,11 @@ class Team:
     def __init__(self, device: str = 'cpu'):
         self.size = int(os.environ.get('WORLD_SIZE', 1))
         self.rank = int(os.environ.get('RANK', 0))
-        self.device = choose_device(RuntimeConfig(device=device).device, torch.cuda.device_count())
+        self.device = choose_device(RuntimeConfig(device=device).device, num_cuda())
         if self.device.type == 'cuda':
             if self.device.index is None:
                 number = int(os.environ.get('LOCAL_RANK', 0))
-                self.device = choose_device(f'cuda:{number}', torch.cuda.device_count())
+                self.device = choose_device(f'cuda:{number}', num_cuda())
             torch.cuda.set_device(self.device)
         if self.size > 1 and not dist.is_initialized():
             backend = 'nccl' if self.device.type == 'cuda' else 'gloo'
