@@ -153,17 +153,18 @@ class Ways:
         trial = self._trial
         way = trial.next() if trial else self.at_hand
         way.enter()
-        start_s = time.perf_counter()
+        start_s, failure = time.perf_counter(), None
         try:
             found = answer(way)
         except Exception as err:
             if way is self.at_hand:
                 raise
+            failure = err.with_traceback(None)  # Which would hold the tensors of the attempt.
+        if failure:
             found = answer(self.at_hand)  # Raises where the frame is at fault, not the way.
-            trial.leave_out(way, err)
-        else:
-            if trial and num_images:
-                trial.note(way, (time.perf_counter() - start_s) * 1e3 / num_images)
+            trial.leave_out(way, failure)
+        elif trial and num_images:
+            trial.note(way, (time.perf_counter() - start_s) * 1e3 / num_images)
         if trial and trial.winner:
             self.at_hand, self._trial = trial.winner, None
         return found

@@ -125,8 +125,8 @@ class DepthPipeline:
                 index,
                 'confidence',
                 f'No confidence: the head of {name} gives none, so filter_min_confidence removes '
-                'nothing. Use weights whose head was trained with one (space_clip with option '
-                'confidence: true). Depth goes on.',
+                'nothing. Use weights whose head was trained with one (option confidence: true). '
+                'Depth goes on.',
             )
         return wants
 

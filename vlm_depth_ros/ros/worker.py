@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+import logging
 import math
 import threading
 import time
 from typing import Any
 
 from vlm_depth_ros.core.scale import ScaleState
+from vlm_depth_ros.ros.process import one_line
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,7 +71,8 @@ class NewestFrameWorker:
 
         Args:
             process: Gets the taken frames by camera index, and a function that says whether the
-                worker is stopping, in the worker's thread. It handles its own errors.
+                worker is stopping, in the worker's thread. It handles its own errors; one that
+                escapes costs the frames at hand.
             statistics: One entry for each camera; its arrivals and drops are counted here.
         """
         self._process = process
@@ -124,6 +129,11 @@ class NewestFrameWorker:
                 taken, self._slots = self._slots, {}
             for camera in taken:
                 self._statistics[camera].busy_since_s = time.monotonic()
-            self._process(taken, lambda: self._stopping)
+            try:
+                self._process(taken, lambda: self._stopping)
+            except Exception as err:  # Without its thread the node would be silent for ever.
+                log.error('The frames at hand are lost: %s', one_line(err))
+                for camera in taken:
+                    self._statistics[camera].failed += 1
             for camera in taken:
                 self._statistics[camera].busy_since_s = 0.0
