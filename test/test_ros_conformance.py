@@ -420,7 +420,8 @@ def seen():
         graph = Graph(
             **DEPTH_NODE | {'cloud_rate_hz': 0.0},
             camera_in_base=list(ROBOT.camera_in_base),
-            filter_edge_ratio=1.02,
+            filter_guide_px=3,
+            filter_median_px=5,
         )
     with graph:
         got = {topic: graph.listen(topic, PointCloud2) for topic in ('points', 'points_clearing')}

@@ -98,6 +98,19 @@ def test_a_camera_of_a_hertz_is_given_its_own_period(reports, phase_s):
     assert later[0] == OK and later[-1] == ERROR
 
 
+def test_a_camera_of_one_image_in_four_seconds_is_known_from_its_second_image_on(reports):
+    levels = reports.levels([0.5, 4.5, 8.5, 12.5], until=16)
+    assert ERROR in levels[:4] and ERROR not in levels[4:]
+    assert reports.at(25.0)[0] == ERROR
+
+
+def test_a_pause_is_no_period(reports):
+    reports.levels([i / 10 for i in range(1, 20)], until=2)
+    reports.clock.now_s += 60
+    reports.activate()
+    assert reports.levels([0.1, 0.2, 0.3], until=3) == [OK, ERROR, ERROR]
+
+
 def test_patience_starts_anew_with_each_activation_and_each_time_it_is_enabled(reports):
     """What was not listened for is not missed."""
     reports.levels([i / 10 for i in range(1, 20)], until=2)

@@ -378,7 +378,7 @@ def test_page_has_every_figure_and_what_stands_beside_it():
     assert '| pocket | eager fp32 | 192x256 | 3 | 20.0 | 25.0 | 28.0 | 39.0 | 64 | 10.0 |' in page
     assert '| eager fp32 | 1.00 | 18.0 | 1.00 | 10.0% | 1 |' in page
     assert '| 1 | openvino, 1 thread | over 30.0 | 24.0 | 40.0 | 50.0 | 60.0 | 1 of 300 |' in page
-    assert '| other | 192x256 (own) | 3.0 | eager fp32 (fastest) | 20.0 |' in page
+    assert '| other | 192x256 (own) | 3.0 | eager fp32 (fastest) | 3 | 20.0 |' in page
     assert 'Some CPU, 2 cores, 2 threads, 8 GB, no GPU' in page and 'torch 2' in page
     assert 'Not measured: the node end to end: rclpy is not installed.' in page
     assert 'Cost for pixels' not in page and 'not idle' not in page

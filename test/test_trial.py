@@ -91,7 +91,8 @@ def test_all_threads_only_where_they_gain_a_lot(two_ms, chosen, two_threads, clo
     answer = slept(clock, {'eager, 1 thread': 100, 'eager, 2 threads': two_ms})
     with caplog.at_level(logging.INFO):
         said = [ways.run(answer, 1) for _ in range(2 * ROUNDS)]
-    assert said == ['eager, 1 thread', 'eager, 2 threads'] * ROUNDS
+    one, two = 'eager, 1 thread', 'eager, 2 threads'
+    assert said == [one, two, two, one] * (ROUNDS // 2)
     assert str(ways.at_hand) == chosen and not ways.are_on_trial
     assert {ways.run(answer, 1) for _ in range(3)} == {chosen}
     (record,) = caplog.records
@@ -169,10 +170,39 @@ def test_time_counts_by_image_and_not_where_there_is_none(clock):
     """With several cameras now one and now three images are answered together."""
     ways = eager()
     ways.try_engines({'openvino': torch.nn.ReLU()})
-    for _ in range(ROUNDS):
-        ways.run(slept(clock, {'eager': 40, 'openvino': 90}), 1)  # eager's turn
-        ways.run(slept(clock, {'eager': 40, 'openvino': 1}), 0)
-        ways.run(slept(clock, {'eager': 40, 'openvino': 90}), 3)
+    took_ms = {'eager': 40, 'openvino': 90}
+    for _ in range(2 * ROUNDS):
+        turn = str(ways._trial.next())
+        ways.run(slept(clock, dict.fromkeys(took_ms, 1)), 0)
+        assert ways.run(slept(clock, took_ms), 3 if turn == 'openvino' else 1) == turn
+    assert str(ways.at_hand) == 'openvino'
+
+
+@pytest.mark.parametrize('period', [2, 3])
+def test_frames_that_take_longer_in_turn_favour_no_way(period, clock):
+    """Two cameras of different images, or a cloud with each third of them."""
+    for slow in range(period):
+        ways, took_ms = eager(), {'eager': 40, 'openvino': 33, 'onnxruntime': 35}
+        ways.try_engines({'openvino': torch.nn.ReLU(), 'onnxruntime': torch.nn.Tanh()})
+        for i in range(3 * ROUNDS):
+            more_ms = 15 * (i % period == slow)
+            ways.run(slept(clock, {way: ms + more_ms for way, ms in took_ms.items()}), 1)
+        assert str(ways.at_hand) == 'openvino', slow
+
+
+def test_who_wants_an_embedding_gets_a_thread_count_and_engines_wait(two_threads, clock):
+    ways = eager()
+    ways.try_thread_counts()
+    answer = slept(clock, {'eager, 1 thread': 100, 'eager, 2 threads': 52, 'openvino': 1})
+    for _ in range(2 * ROUNDS):
+        ways.run(answer, 1, by_engine=False)
+    assert str(ways.at_hand) == 'eager, 2 threads'
+    ways.try_engines({'openvino': torch.nn.ReLU()})
+    for _ in range(4 * ROUNDS):
+        ways.run(answer, 1, by_engine=False)
+    assert ways.are_on_trial
+    for _ in range(2 * ROUNDS):
+        ways.run(answer, 1)
     assert str(ways.at_hand) == 'openvino'
 
 
@@ -211,6 +241,9 @@ def test_only_frames_of_the_node_are_on_trial(clock):
     image = np.zeros((32, 32, 3), np.uint8)
     for _ in range(4):
         estimator(image)
+    assert other.calls == 0
+    for _ in range(9):
+        estimator.process([Frame(image, wants=frozenset({'rgb'}))], OutputOptions())
     assert other.calls == 0
     for _ in range(4):
         estimator.process([Frame(image)], OutputOptions())

@@ -31,4 +31,5 @@ def test_an_error_that_escapes_costs_the_frame_at_hand_and_not_the_thread(caplog
     finally:
         assert worker.stop(10)
     assert done == ['good'] and statistics[0].failed == 1 and not statistics[0].busy_since_s
+    assert 'nobody thought of this' in statistics[0].last_error
     assert ['nobody thought of this' in r.getMessage() for r in caplog.records] == [True]

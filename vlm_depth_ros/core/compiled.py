@@ -1,10 +1,10 @@
 """The network through ``torch.compile``."""
 
 import os
-from pathlib import Path
 
 import torch
 from torch import nn
+from vlm_depth_ros.core.graph_cache import cache_folder
 from vlm_depth_ros.core.heads.base import HeadOutput
 
 CACHE_VARIABLE = 'TORCHINDUCTOR_CACHE_DIR'
@@ -33,7 +33,6 @@ def keep_kernels() -> None:
 
     Its own choice is a folder for temporary files, which is empty after each start of the machine.
     """
-    home = os.path.expanduser('~')
-    base = Path(os.environ.get('XDG_CACHE_HOME') or os.path.join(home, '.cache'))
-    if base.is_absolute():
-        os.environ.setdefault(CACHE_VARIABLE, str(base / 'vlm_depth_ros' / 'inductor'))
+    folder = cache_folder('inductor')
+    if folder.is_absolute():
+        os.environ.setdefault(CACHE_VARIABLE, str(folder))

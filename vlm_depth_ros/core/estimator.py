@@ -77,7 +77,7 @@ class DepthEstimator:
         else:
             self.device = device_of_tower(model.backbone, runtime.device)
         self.guard = DeviceGuard(self.device)
-        """Runs all that is calculated; says whether the device is gone."""
+        """Runs whatever `__call__` and `process` calculate; says whether the device is gone."""
         ours = model if owns_tower else model.head
         self.guard.run(lambda: ours.to(self.device, memory_format=torch.channels_last))
         self.model = model.eval()
@@ -123,6 +123,7 @@ class DepthEstimator:
         """
         runtime = runtime or RuntimeConfig()
         path = find_weights(name_or_path)
+        sha256 = file_sha256(path)  # Before it is read: if it is replaced now, nothing fits later.
         if path.suffix == SUFFIX:
             if tower is not None:
                 raise ConfigError(f'{path}: an exported network has its own tower inside. Share '
@@ -132,7 +133,7 @@ class DepthEstimator:
         else:
             model = load_model(path, tower, runtime.tower_weights)
         made = cls(model, runtime, str(name_or_path), owns_tower=tower is None)
-        made.weights_sha256 = file_sha256(path)
+        made.weights_sha256 = sha256
         return made
 
     @property
@@ -254,13 +255,9 @@ class DepthEstimator:
             DeviceMemoryError: If the device has no memory left for so many frames.
             DeviceLostError: If the device is gone, now or since an earlier call.
         """
-        counts = all(f.wants_depth and EMBEDDING not in f.wants for f in frames)
-        answer = partial(self._process, frames, options)
-        return self.guard.run(partial(self.ways.run, answer, len(frames) if counts else 0))
+        return self.guard.run(partial(self._process, frames, options))
 
-    def _process(
-        self, frames: Sequence[Frame], options: OutputOptions, way: Way
-    ) -> list[FrameOutput]:
+    def _process(self, frames: Sequence[Frame], options: OutputOptions) -> list[FrameOutput]:
         start_s = time.perf_counter()
         for frame in frames:
             check_frame(frame, options)
@@ -268,11 +265,13 @@ class DepthEstimator:
         want_depth = any(frame.wants_depth for frame in frames)
         with torch.inference_mode():
             images, masks = zip(*(rectified(frame, self.device) for frame in frames))
-            views = [
-                self._seen(frame.intrinsics if options.focal_correction else None)
-                for frame in frames
-            ]
-            answers = self._run(images, views, way, want_embedding, want_depth)
+            corrects = options.focal_correction
+            views = [self._seen(frame.intrinsics if corrects else None) for frame in frames]
+            answers = self.ways.run(
+                lambda way: self._run(images, views, way, want_embedding, want_depth),
+                len(frames) if want_depth or want_embedding else 0,
+                by_engine=want_depth and not want_embedding,
+            )
             packed = [
                 self._packed(*p, options) for p in zip(frames, images, masks, views, answers)
             ]

@@ -5,6 +5,7 @@ To convert a network takes many seconds of Python, in which the same process wou
 
 from collections.abc import Callable
 from dataclasses import dataclass
+import os
 from pathlib import Path
 
 import torch
@@ -42,14 +43,17 @@ def prepare(weights: str, precision: str, tower_weights: str) -> Prepared:
         WeightsError: If the weights are no longer there, or the cache cannot hold the result.
     """
     path = find_weights(weights)
-    sha256 = file_sha256(path)
     model = load_model(path, tower_weights=tower_weights).requires_grad_(False)
+    sha256 = file_sha256(path)  # After it was read: if it was replaced meanwhile, it fits nobody.
+    slot = slot_of(model)
+    slot.parent.mkdir(parents=True, exist_ok=True)
+    if not (slot.is_file() or os.access(slot.parent, os.W_OK)):
+        raise WeightsError(f'{slot.parent} cannot be written, so no engine can be kept there.')
     ready = []
     for name in convertible(precision):
         runtime = RuntimeConfig('cpu', precision, engine=name)
         if engine_of(model, runtime, precision, torch.device('cpu')) is not model:
             ready.append(name)
-    slot = slot_of(model)
     if ready and not slot.is_file():
         raise WeightsError(f'{weights}: the converted network could not be kept.')
     return Prepared(sha256, str(slot), tuple(ready))

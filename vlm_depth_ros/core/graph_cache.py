@@ -28,6 +28,12 @@ MOST_KEPT = 8
 """Files; the one that was not used for longest goes first."""
 
 
+def cache_folder(name: str) -> Path:
+    """A folder of ours in the user's cache (XDG base directories); it need not be there yet."""
+    base = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    return Path(base) / 'vlm_depth_ros' / name
+
+
 def slot_of(model: nn.Module) -> Path:
     """Where the graph of a network lies, or would lie.
 
@@ -45,7 +51,7 @@ def slot_of(model: nn.Module) -> Path:
         'sha256': state_sha256(tensors),
     }
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    return _folder() / f'{key}.onnx'
+    return cache_folder('engines') / f'{key}.onnx'
 
 
 def keep(program: ExportedProgram, slot: Path) -> ExportedProgram | Path:
@@ -104,11 +110,6 @@ def _code_sha256() -> str:
     for path in sorted(Path(__file__).parent.rglob('*.py')):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _folder() -> Path:
-    base = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    return Path(base) / 'vlm_depth_ros' / 'engines'
 
 
 def _drop_oldest(folder: Path) -> None:

@@ -20,8 +20,6 @@ EPSILON = 3e-4
 """Variance of colour, in 0..1 squared, below which a window counts as even (4.4 of 255)."""
 
 
-
-
 class OpenCvPlanes:
     """Windows and enlargement of (1, C, h, w) on a CPU."""
 

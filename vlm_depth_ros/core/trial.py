@@ -25,7 +25,7 @@ THREADS_GAIN = 1.5
 the processes beside them: a small network gains 1.1 to 1.35 from two, a ViT-B/16 1.9."""
 ENGINE_GAIN = 1.1
 """Another engine has to be so many times faster than the one at hand."""
-SKIPPED, COUNTED = 2, 7
+SKIPPED, COUNTED = 2, 6
 """Frames of each way: the first prepare memory and threads, the others count."""
 
 
@@ -63,12 +63,16 @@ class Trial:
     def __init__(self, name: str, first: Way, others: Sequence[Way], gain: float):
         self._name, self._first, self._gain = name, first, gain
         self._took_ms: dict[Way, list[float]] = {way: [] for way in (first, *others)}
+        self.of_engines = any(way.engine != first.engine for way in others)
         self.winner: Way | None = None
         """Once it is known."""
 
     def next(self) -> Way:
-        """Whose turn it is."""
-        return min(self._took_ms, key=lambda way: len(self._took_ms[way]))
+        """Whose turn it is; each round begins with another, lest turns keep step with the load."""
+        ways, rounds = list(self._took_ms), min(map(len, self._took_ms.values()))
+        first = rounds % len(ways)
+        left = (way for way in ways[first:] + ways[:first] if len(self._took_ms[way]) == rounds)
+        return next(left)
 
     def note(self, way: Way, took_ms: float) -> None:
         """Count what `way` took for an image."""
@@ -140,12 +144,14 @@ class Ways:
         others = [replace(self.at_hand, engine=e, network=n) for e, n in engines.items()]
         self._trial = Trial(self._name, self.at_hand, others, ENGINE_GAIN)
 
-    def run(self, answer: Callable[[Way], T], num_images: int) -> T:
-        """Answer frames in the way whose turn it is; one that is on trial may fail.
+    def run(self, answer: Callable[[Way], T], num_images: int, by_engine: bool = True) -> T:
+        """Run the network in the way whose turn it is; one that is on trial may fail.
 
         Args:
             answer: Does so.
             num_images: By which its time is divided; 0: it does not count.
+            by_engine: Whether the engine of the way answers all of it; where it does not, as with
+                an embedding, a trial of engines waits.
 
         Raises:
             Exception: Whatever `answer` raises for the way at hand.
@@ -163,7 +169,7 @@ class Ways:
         if failure:
             found = answer(self.at_hand)  # Raises where the frame is at fault, not the way.
             trial.leave_out(way, failure)
-        elif trial and num_images:
+        elif trial and num_images and (by_engine or not trial.of_engines):
             trial.note(way, (time.perf_counter() - start_s) * 1e3 / num_images)
         if trial and trial.winner:
             self.at_hand, self._trial = trial.winner, None

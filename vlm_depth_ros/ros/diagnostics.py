@@ -37,7 +37,9 @@ class Diagnostics:
         self._hardware = hardware
         self._before: list[tuple[float, int, int, int]] = []
         self._period_s = [0.0] * len(cameras)
-        self._listening_since_s = time.monotonic()
+        self._arrived_s: list[float]
+        """When the newest image came that a report knew; 0 before the first."""
+        self._listen_anew(time.monotonic())
 
     def publish(
         self,
@@ -61,13 +63,17 @@ class Diagnostics:
         before = self._before or counts
         self._before = counts
         if not enabled:
-            self._listening_since_s = now_s
+            self._listen_anew(now_s)
         message = DiagnosticArray()
         message.header.stamp = self._node.get_clock().now().to_msg()
         for i, (s, old, new) in enumerate(zip(statistics, before, counts)):
             interval_s = max(new[0] - old[0], 1e-9)
-            if new[1] > old[1] > 0:  # From one image to the next; the first alone has no period.
-                self._period_s[i] = interval_s / (new[1] - old[1])
+            arrived_s = self._arrived_s[i]
+            if s.last_received_s > max(arrived_s, self._listening_since_s):
+                if arrived_s:  # From one image to the next; the first has no period.
+                    count = max(new[1] - old[1], 1)
+                    self._period_s[i] = (s.last_received_s - arrived_s) / count
+                self._arrived_s[i] = s.last_received_s
             level, text = DiagnosticStatus.OK, 'disabled by ~/enable'
             if enabled:
                 patience_s = max(SILENT_S, PERIODS * self._period_s[i])
@@ -109,7 +115,11 @@ class Diagnostics:
     def forget(self) -> None:
         """Start rates and patience anew, after a pause or a jump of time."""
         self._before = []
-        self._listening_since_s = time.monotonic()
+        self._listen_anew(time.monotonic())
+
+    def _listen_anew(self, now_s: float) -> None:
+        self._listening_since_s = now_s
+        self._arrived_s = [0.0] * len(self._names)  # A pause is no period.
 
     def destroy(self) -> None:
         """Withdraw the publisher."""

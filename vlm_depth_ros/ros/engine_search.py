@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import json
 import os
-from pathlib import Path
 import subprocess
 import sys
 import threading
@@ -16,6 +15,11 @@ if TYPE_CHECKING:
     from vlm_depth_ros.core.estimator import DepthEstimator
 
 PROGRAM = 'vlm_depth_ros.ros.prepare_engines'
+START = (
+    'import sys; sys.path[:] = sys.argv.pop(1).split(":"); import runpy; '
+    'runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)'
+)
+"""Runs a program with the node's own modules, whatever lies in the folder where it was started."""
 BUSY_LOOKS = 20
 """So many looks must have found new frames before anything begins: a node that is stopped soon, or
 that nobody listens to, has nothing to gain. Five seconds, at four looks a second."""
@@ -36,7 +40,8 @@ class Preparation:
         self._abandoned = False
         self._lock = threading.Lock()
         command = [
-            sys.executable, '-m', PROGRAM, weights, estimator.precision, runtime.tower_weights
+            sys.executable, '-c', START, os.pathsep.join(filter(None, sys.path)), PROGRAM,
+            weights, estimator.precision, runtime.tower_weights,
         ]  # fmt: skip
         self._thread = threading.Thread(
             target=self._run,
@@ -74,15 +79,13 @@ class Preparation:
 
     def _ask(self, command: list[str]) -> dict:
         """What the program says."""
-        root = str(Path(__file__).resolve().parents[2])
-        paths = os.pathsep.join(filter(None, (root, os.environ.get('PYTHONPATH'))))
         with self._lock:
             if self._abandoned:
                 return {}
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE, text=True, errors='replace',
-                env=os.environ | {'PYTHONPATH': paths, 'OMP_NUM_THREADS': '1'},
+                env=os.environ | {'OMP_NUM_THREADS': '1'},
             )  # fmt: skip
         out, err = self._process.communicate()
         if self._process.returncode or not out.strip():

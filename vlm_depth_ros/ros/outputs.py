@@ -97,7 +97,8 @@ class CameraOutput:
                 'pose',
                 f'Somebody reads {topic_name}, which stays silent: camera_in_base is all zeros, '
                 'and a scan from there would be wrong. Set camera_in_base to the pose of the '
-                'camera in base_frame, or pose_source to tf. If that is the topic of a lidar, '
+                'camera in base_frame (1.0e-6 for one of the six if they truly are zeros), or '
+                'pose_source to tf. If that is the topic of a lidar, '
                 'rename this one: --ros-args -r scan:=depth/scan',
             )
             return False

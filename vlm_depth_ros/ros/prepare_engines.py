@@ -4,17 +4,22 @@
 JSON: the fields of `core.faster_engines.Prepared`, and ``trouble``, empty if all is well.
 """
 
+import ctypes
 from dataclasses import asdict
 import json
 import logging
 import os
+import signal
 import sys
 
-from vlm_depth_ros.core.threads import nap_between_operations
 from vlm_depth_ros.ros.process import one_line
 
 NICENESS = 10
 """A tenth of a core that the node wants too; at 19, a sixtieth, it might take half an hour."""
+
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2)."""
 
 
 class Heard(logging.Handler):
@@ -32,8 +37,9 @@ class Heard(logging.Handler):
 
 def main(args: list[str]) -> int:
     """Convert and check what `args` name, mostly while nobody else needs the cores."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # A killed node leaves no orphan.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # The node's own may know no nice.
     os.nice(NICENESS)
-    nap_between_operations()
     heard, found = Heard(), {}
     logging.getLogger('vlm_depth_ros').addHandler(heard)
     try:

@@ -135,5 +135,6 @@ class NewestFrameWorker:
                 log.error('The frames at hand are lost: %s', one_line(err))
                 for camera in taken:
                     self._statistics[camera].failed += 1
+                    self._statistics[camera].last_error = one_line(err)
             for camera in taken:
                 self._statistics[camera].busy_since_s = 0.0

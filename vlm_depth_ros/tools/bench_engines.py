@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from vlm_depth_ros.core.config import ENGINES
 from vlm_depth_ros.core.devices import DTYPES
-from vlm_depth_ros.core.engines import CONVERTED, Engine, installed, OpenVino
+from vlm_depth_ros.core.engines import CONVERTED, Engine, installed, OnnxRuntime, OpenVino
 from vlm_depth_ros.core.errors import ConfigError, reason_of
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported
@@ -18,7 +18,7 @@ PRECISIONS = {
         'eager': ('fp32', 'bf16'),
         'compiled': ('fp32', 'bf16'),
         'openvino': tuple(OpenVino.HINTS),
-        'onnxruntime': ('fp32',),
+        'onnxruntime': OnnxRuntime.PRECISIONS,
     },
     'cuda': {'eager': ('fp32', 'fp16', 'bf16'), 'compiled': ('fp32', 'fp16', 'bf16')},
 }

@@ -85,13 +85,14 @@ def _scaling(rows: list[dict]) -> Table:
 
 
 def _peers(rows: list[dict]) -> Table:
-    columns = ('peer', 'input', 'GFLOP', 'engine', 'peer ms', 'over floor', 'ours', 'our engine',
-               'our network ms', 'our estimator ms', 'our network / peer',
+    columns = ('peer', 'input', 'GFLOP', 'engine', 'runs', 'peer ms', 'over floor', 'ours',
+               'our engine', 'our network ms', 'our estimator ms', 'our network / peer',
                'our estimator / peer')  # fmt: skip
     return Table('Peers, network alone, beside ours in the same rounds', columns, [
         (r['peer'], f'{_size(r)} ({r["size"]})', f'{r["flops"] / 1e9:.1f}',
-         _way(r) + ' (fastest)' * r['is_fastest'], _ms(r['median_ms']), f'{r["over_floor"]:.1f}',
-         r['ours'], f'{r["ours_engine"]} {r["ours_precision"]}', _ms(r['ours_network_ms']),
+         _way(r) + ' (fastest)' * r['is_fastest'], str(r['runs']), _ms(r['median_ms']),
+         f'{r["over_floor"]:.1f}', r['ours'],
+         f'{r["ours_engine"]} {r["ours_precision"]}', _ms(r['ours_network_ms']),
          _ms(r['ours_estimator_ms']), f'{r["network_over_peer"]:.3f}',
          f'{r["estimator_over_peer"]:.3f}')
         for r in rows
@@ -142,7 +143,7 @@ def about(result: Result) -> list[str]:
         f'{machine["memory_gb"]:g} GB, {machine["gpu"] or "no GPU"}; {machine["system"]}, Python '
         f'{machine["python"]}, {versions}.',
         f'Products of matrices: {products} GFLOP/s; copying: {rates["gb_per_s"]:.1f} GB/s, read '
-        f'and written. At most {result["runs"]} runs; {result["peer_runs"]} beside peers.',
+        f'and written. At most {result["runs"]} runs; {result["peer_runs"]} at most beside peers.',
         f'Load average {load["load_average_before"]:.2f} before, '
         f'{load["load_average_after"]:.2f} after; others took {load["others_share"]:.1%} of all '
         'cores.',

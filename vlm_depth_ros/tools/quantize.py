@@ -27,8 +27,8 @@ LEAST_FRAMES, MOST_FRAMES = 8, 32
 """Photographs that are asked for, and taken; every other one is for judging alone."""
 MOST_DIFFERENCE = 0.01
 """Of depth, relative, or of confidence; mean over the pixels of all photographs. AbsRel changes by
-at most about 0.01 then, whatever the truth, and far less where the differences point both ways:
-`pocket` has 0.006, which changes its AbsRel of 0.2017 by 0.0001 (docs/engines.md)."""
+at most about 0.01 then where depth is about the truth, and far less where the differences point
+both ways: `pocket` has 0.006, which changes its AbsRel of 0.2017 by 0.0001 (docs/engines.md)."""
 MOST_RISE = 0.01
 """Of AbsRel, relative, where the depth of the photographs is known."""
 MATRICES = ('Gemm', 'MatMul')
