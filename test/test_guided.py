@@ -70,7 +70,7 @@ def test_every_device_does_the_same(hw):
     picture = torch.from_numpy(RNG.integers(0, 256, (3, *hw), np.uint8))
     depth = tensor(RNG.uniform(1, 5, (24, 32)))
     ways = OpenCvPlanes, TorchPlanes
-    one, other = (upsample_guided(depth, picture, RADIUS_PX, planes) for planes in ways)
+    one, other = (upsample_guided(depth, picture, RADIUS_PX, 1.5, planes) for planes in ways)
     assert one.shape == other.shape == (1, 1, *hw)
     assert torch.allclose(one, other, atol=2e-3)
 
@@ -114,6 +114,24 @@ def test_a_missing_depth_spreads_no_farther_than_without_the_picture(missing):
     depth[0, 0, 7, 9] = missing
     found = upsample_guided(depth, picture_of(np.full(HW, 90)), RADIUS_PX)
     np.testing.assert_array_equal(found.numpy(), to_camera_grid(depth, HW).numpy())
+
+
+def test_a_step_that_the_picture_does_not_show_stays_a_step():
+    """As of a chair before a wall of its colour: nothing may float between them."""
+    depth_m = np.full((15, 20), 1.5)
+    depth_m[:, 10:] = 3.5
+    picture = torch.from_numpy(RNG.integers(0, 256, (3, *HW), np.uint8))
+    smeared = upsample_guided(tensor(depth_m), picture, RADIUS_PX)
+    assert ((smeared > 1.6) & (smeared < 3.4)).any()
+    found = upsample_guided(tensor(depth_m), picture, RADIUS_PX, 1.2)
+    assert set(found.unique().tolist()) == {1.5, 3.5}
+
+
+def test_depth_without_a_step_is_guided_whatever_the_ratio():
+    picture = torch.from_numpy(RNG.integers(0, 256, (3, *HW), np.uint8))
+    depth = tensor(np.tile(np.geomspace(1, 3, 20), (15, 1)))
+    guided = upsample_guided(depth, picture, RADIUS_PX)
+    assert torch.equal(upsample_guided(depth, picture, RADIUS_PX, 1.2), guided)
 
 
 def test_a_map_smaller_than_the_window_is_no_error():

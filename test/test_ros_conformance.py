@@ -422,6 +422,7 @@ def seen():
             camera_in_base=list(ROBOT.camera_in_base),
             filter_guide_px=3,
             filter_median_px=5,
+            filter_edge_ratio=1.2,
         )
     with graph:
         got = {topic: graph.listen(topic, PointCloud2) for topic in ('points', 'points_clearing')}

@@ -108,9 +108,9 @@ def test_two_estimators_on_one_tower_answer_what_two_towers_would(consumers):
 
 def test_a_shared_tower_is_held_once(consumers):
     first, second, separate = consumers
-    tower, heads = num_bytes(first.backbone), num_bytes(first._model.head, second._model.head)
-    assert num_bytes(first._model, second._model) == tower + heads
-    assert num_bytes(*(e._model for e in separate)) == 2 * tower + heads
+    tower, heads = num_bytes(first.backbone), num_bytes(first.model.head, second.model.head)
+    assert num_bytes(first.model, second.model) == tower + heads
+    assert num_bytes(*(e.model for e in separate)) == 2 * tower + heads
 
 
 def test_a_tower_of_somebody_else_stays_what_and_where_it_is(vit):

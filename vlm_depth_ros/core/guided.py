@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from vlm_depth_ros.core.filters import upsample_keeping_edges
 from vlm_depth_ros.core.preprocess import resize_rgb, to_camera_grid
 
 EPSILON = 3e-4
@@ -63,27 +64,35 @@ Planes = type[OpenCvPlanes] | type[TorchPlanes]
 
 @torch.no_grad()
 def upsample_guided(
-    depth: torch.Tensor, picture: torch.Tensor, radius_px: int, planes: Planes | None = None
+    depth: torch.Tensor,
+    picture: torch.Tensor,
+    radius_px: int,
+    edge_ratio: float = 0.0,
+    planes: Planes | None = None,
 ) -> torch.Tensor:
     """Resize depth to the size of a picture, along its edges.
 
     Never nearer or farther than what the network says within `radius_px` of a place, so nothing
-    is extrapolated; constant depth stays what it is.
+    is extrapolated; constant depth stays what it is. A step of depth that the picture does not
+    show would be smeared over the windows that see it, into depth where there is nothing: where
+    the network itself is sharp, `edge_ratio` leaves the picture out.
 
     Args:
         depth: (1, 1, h, w) metres by the network.
         picture: (3, H, W) uint8 RGB, on the same device.
         radius_px: Half a window, in pixels of `depth`; never more than fits.
+        edge_ratio: Where neighbours in reach differ by more than this factor, depth is enlarged
+            as by `upsample_keeping_edges`; 0: nowhere.
         planes: How; None: what suits the device.
 
     Returns:
         (1, 1, H, W). Where a depth is not finite nothing can be fitted around it: then all of it
-        is enlarged without the picture (`to_camera_grid`).
+        is enlarged without the picture.
     """
     hw, coarse_hw = tuple(picture.shape[-2:]), tuple(depth.shape[-2:])
     radius_px = min(radius_px, min(coarse_hw) - 1)
     if radius_px < 1 or not depth.isfinite().all():
-        return to_camera_grid(depth, hw)
+        return upsample_keeping_edges(depth, hw, edge_ratio)
     planes = planes or (OpenCvPlanes if depth.device.type == 'cpu' else TorchPlanes)
     depth = depth.float()
     colour = resize_rgb(picture, coarse_hw)[None].float() / 255
@@ -94,7 +103,23 @@ def upsample_guided(
         found = torch.addcmul(found, slope, channel)
     nearest, farthest = (-planes.farthest(-depth, radius_px), planes.farthest(depth, radius_px))
     low, high = planes.enlarged(torch.cat([nearest, farthest], dim=1), hw)[0]
-    return torch.clamp(found, low, high)[None, None]
+    found = torch.clamp(found, low, high)[None, None]
+    if not edge_ratio:
+        return found
+    # A fit reaches as far as its window, and each pixel reads the fits of a window around it.
+    step = _step_near(depth, edge_ratio, 2 * radius_px + 1, planes)
+    if not step.any():
+        return found
+    sharp = F.interpolate(step, size=hw, mode='nearest-exact') > 0
+    return torch.where(sharp, upsample_keeping_edges(depth, hw, edge_ratio), found)
+
+
+def _step_near(
+    depth: torch.Tensor, edge_ratio: float, reach_px: int, planes: Planes
+) -> torch.Tensor:
+    """(1, 1, h, w): 1 where neighbours within reach differ by more than the ratio, else 0."""
+    farthest, nearest = planes.farthest(depth, 1), -planes.farthest(-depth, 1)
+    return planes.farthest((farthest > edge_ratio * nearest).float(), reach_px)
 
 
 def _fit(

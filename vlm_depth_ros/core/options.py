@@ -38,8 +38,8 @@ class FilterOptions:
     """Neighbours whose depths differ by more than this factor are not blended when depth is
     enlarged (`upsample_keeping_edges`)."""
     guide_px: int = 0
-    """Depth is enlarged along the edges of the picture instead (`upsample_guided`): half of the
-    window, in pixels of the network's own depth."""
+    """Depth is enlarged along the edges of the picture (`upsample_guided`), but where neighbours
+    differ by `edge_ratio`: half of the window, in pixels of the network's own depth."""
 
     BOUNDS: ClassVar = {
         'min_confidence': (0.0, 1.0),

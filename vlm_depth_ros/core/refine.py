@@ -48,9 +48,10 @@ def refined(
         depth = track.in_metres(depth, measure, frame.stamp_s)
     picture = resize_rgb(image, hw) if options.filter.guide_px or options.temporal.weight else None
     if options.filter.guide_px:
-        depth = upsample_guided(depth, picture, options.filter.guide_px)[0, 0]
+        depth = upsample_guided(depth, picture, options.filter.guide_px, options.filter.edge_ratio)
     else:
-        depth = upsample_keeping_edges(depth, hw, options.filter.edge_ratio)[0, 0]
+        depth = upsample_keeping_edges(depth, hw, options.filter.edge_ratio)
+    depth = depth[0, 0]
     if mask is not None:
         seen = mask.view(hw[0], n, hw[1], n).all(dim=3).all(dim=1)
         depth = torch.where(seen, depth, torch.nan)

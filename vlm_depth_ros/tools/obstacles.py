@@ -41,7 +41,7 @@ from vlm_depth_ros.tools.obstacle_picture import obstacle_sheet, Shown
 from vlm_depth_ros.tools.progress import steps
 from vlm_depth_ros.tools.rows import open_rows, Row
 
-RECOMMENDED = FilterOptions(guide_px=3, median_px=5)
+RECOMMENDED = FilterOptions(guide_px=3, median_px=5, edge_ratio=1.2)
 """Of docs/costmap.md, which says what they were chosen on."""
 TEMPORAL = TemporalOptions(weight=0.8)
 LASER = ScaleOptions(source='ranges')
