@@ -44,7 +44,7 @@ OTHERS = 'other threads'
 def meter_stages(meter: Meter) -> list[str]:
     """Wrap every stage of the path in this process; their names in the order of a frame."""
     from rclpy.executors import Executor
-    from vlm_depth_ros.core import estimator
+    from vlm_depth_ros.core import estimator, preprocess
     from vlm_depth_ros.core import outputs as core_outputs
     from vlm_depth_ros.ros import inputs, outputs
 
@@ -57,7 +57,7 @@ def meter_stages(meter: Meter) -> list[str]:
     wrap(TAKE, Executor, '_take_subscription')
     wrap('to RGB', inputs.CameraInput, 'to_rgb')
     wrap('upload, rectify', estimator, 'rectified')
-    wrap('preprocess', estimator.DepthEstimator, '_batch')
+    wrap('preprocess', preprocess.InputBatch, '__call__')
     wrap(NETWORK, estimator.DepthEstimator, '_answers')
     wrap('refine: scale, upsample, filters, range', core_outputs, 'refined')
     for name, packer in core_outputs.PACKERS.items():
