@@ -34,6 +34,13 @@ def test_a_cloud_is_its_points():
     np.testing.assert_array_equal(cloud_to_xyz(a_cloud(many)), many[::3])
 
 
+def test_a_signalling_nan_is_missing_like_any_other():
+    cloud = a_cloud()
+    cloud.data = byte_array(np.array([0x7F800001, 0, 0, 0, 0, 0], '<u4').view(np.uint8))
+    with np.errstate(all='raise'):
+        np.testing.assert_array_equal(cloud_to_xyz(cloud), [(np.nan, 0, 0), (0, 0, 0)])
+
+
 @pytest.mark.parametrize('changes', [
     {},
     {'point_step': MOST_UINT32},

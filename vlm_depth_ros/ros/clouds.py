@@ -42,4 +42,5 @@ def cloud_to_xyz(cloud: PointCloud2) -> np.ndarray:
          'itemsize': cloud.point_step}
     )  # fmt: skip
     points = np.frombuffer(cloud.data, kind, size)[:: max(1, -(-size // MOST_POINTS))]
-    return np.stack([points[n] for n in 'xyz'], axis=1).astype(float)
+    with np.errstate(invalid='ignore'):  # A signalling NaN is missing too.
+        return np.stack([points[n].astype(float) for n in 'xyz'], axis=1)
