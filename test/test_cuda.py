@@ -3,14 +3,19 @@
 Skipped where there is none, which is where all of it was written.
 """
 
+import logging
 import subprocess
 import sys
 import threading
+import time
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from vlm_depth_ros.core.agreement import BOUNDS
 from vlm_depth_ros.core.config import RuntimeConfig
+from vlm_depth_ros.core.cuda_graphs import REPEATS
 from vlm_depth_ros.core.devices import FAST_FP16
 from vlm_depth_ros.core.errors import DeviceMemoryError
 from vlm_depth_ros.core.estimator import DepthEstimator, Frame
@@ -75,6 +80,68 @@ def test_half_precision_is_near_fp32(on_gpu):
     is_fast = torch.cuda.get_device_capability() >= FAST_FP16
     assert half.precision == ('fp16' if is_fast else 'fp32')
     np.testing.assert_allclose(half(rgb).depth_m, expected, rtol=0.05)
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+@pytest.mark.parametrize('batch', [1, 3])
+def test_cuda_graphs_answer_as_eager_does(precision, batch, caplog):
+    with caplog.at_level(logging.INFO, logger='vlm_depth_ros'):
+        graphs = DepthEstimator.from_weights('pocket', RuntimeConfig('cuda', precision))
+        for seed in range(REPEATS):
+            graphs([picture(480, 640, seed)] * batch)
+    assert [r.getMessage() for r in caplog.records if 'CUDA graph' in r.getMessage()] == [
+        f'pocket: input [{batch}, 3, {", ".join(map(str, graphs.config.input_hw))}] is answered '
+        'by a CUDA graph.'
+    ], caplog.text
+    eager = DepthEstimator.from_weights(
+        'pocket', RuntimeConfig('cuda', precision, engine='eager')
+    )
+    images = [picture(480, 640, seed) for seed in range(10, 10 + batch)]
+    for found, expected in zip(graphs(images), eager(images)):
+        np.testing.assert_allclose(found.depth_m, expected.depth_m, rtol=BOUNDS[precision])
+
+
+def test_a_graph_launches_faster_than_eager():
+    """One call from Python instead of hundreds; the bound is loose, docs have the figures."""
+    took_ms = {}
+    for engine in ('auto', 'eager'):
+        runtime = RuntimeConfig('cuda', 'fp32', engine=engine)
+        estimator = DepthEstimator.from_weights('pocket', runtime)
+        image = torch.zeros(1, 3, *estimator.config.input_hw, device='cuda')
+        network, times_ms = estimator.ways.at_hand.network, []
+        with torch.inference_mode():
+            for _ in range(30):
+                torch.cuda.synchronize()
+                start_s = time.perf_counter()
+                network(image)
+                torch.cuda.synchronize()
+                times_ms.append((time.perf_counter() - start_s) * 1e3)
+        took_ms[engine] = min(times_ms[10:])
+    assert took_ms['auto'] < took_ms['eager'], took_ms
+
+
+def test_packing_waits_once_for_all(on_gpu, monkeypatch):
+    waits, synchronize = [], torch.cuda.Stream.synchronize
+
+    def counted(stream):
+        waits.append(1)
+        synchronize(stream)
+
+    frames = [Frame(picture(480, 640, seed), wants=frozenset({'depth', 'color'}))
+              for seed in range(2)]  # fmt: skip
+    for _ in range(REPEATS):  # to record takes waits of its own
+        expected = [depth_m(found).copy() for found in on_gpu.process(frames, OPTIONS)]
+    monkeypatch.setattr(torch.cuda.Stream, 'synchronize', counted)
+    with warnings.catch_warnings():  # of any operation that waits behind our back
+        warnings.filterwarnings('error', message='.*synchronizing CUDA operation')
+        torch.cuda.set_sync_debug_mode('warn')
+        try:
+            found = on_gpu.process(frames, OPTIONS)
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+    assert len(waits) == 1
+    for answer, depth in zip(found, expected):
+        np.testing.assert_allclose(depth_m(answer), depth, rtol=1e-3)
 
 
 def test_every_thread_gets_the_same_answer(on_gpu):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from towers import picture
 from vlm_depth_ros.core import engines, graph_cache
+from vlm_depth_ros.core.agreement import difference_of
 from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig, TrainingCamera
-from vlm_depth_ros.core.engines import CONVERTED, difference_of, Engine, engine_of
+from vlm_depth_ros.core.engines import CONVERTED, Engine, engine_of
 from vlm_depth_ros.core.errors import ConfigError, DependencyError, WeightsError
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.geometry import CameraIntrinsics

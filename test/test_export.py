@@ -11,8 +11,8 @@ from onnx_file import write_pools
 import pytest
 import torch
 import towers  # noqa: F401  registers tiny-vit
+from vlm_depth_ros.core.agreement import BOUNDS
 from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig, TrainingCamera
-from vlm_depth_ros.core.engines import BOUNDS
 from vlm_depth_ros.core.errors import ConfigError, DependencyError, VlmDepthError, WeightsError
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.exported import ExportedModel, read_metadata

@@ -9,8 +9,9 @@ import pytest
 import torch
 from towers import picture
 from vlm_depth_ros.core import engines, graph_cache
+from vlm_depth_ros.core.agreement import difference_of
 from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig, TrainingCamera
-from vlm_depth_ros.core.engines import difference_of, Engine, engine_of
+from vlm_depth_ros.core.engines import Engine, engine_of
 from vlm_depth_ros.core.graph_cache import MOST_KEPT, slot_of
 from vlm_depth_ros.core.inference_graph import exported
 from vlm_depth_ros.core.model import DepthModel

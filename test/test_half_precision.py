@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from vlm_depth_ros.core import compiled, half_precision
+from vlm_depth_ros.core.agreement import largest_difference
 from vlm_depth_ros.core.compiled import CACHE_VARIABLE, Compiled, keep_kernels
 from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig
-from vlm_depth_ros.core.engines import largest_difference
 from vlm_depth_ros.core.errors import DeviceMemoryError, WeightsError
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.exact_fp32 import exact_fp32
@@ -63,9 +63,9 @@ def test_fp32_needs_no_check():
 
 
 @pytest.mark.parametrize(('in_half', 'said'), [
-    (2.3, 'far in fp16 differs from fp32 by 0.15 of the depth, more than 0.05'),
-    (float('inf'), 'differs from fp32 by inf'),
-    (float('nan'), 'differs from fp32 by inf'),
+    (2.3, 'far in fp16 differs from eager fp32 by 0.15 of the depth, more than 0.05'),
+    (float('inf'), 'differs from eager fp32 by inf'),
+    (float('nan'), 'differs from eager fp32 by inf'),
     (RuntimeError('"conv" not implemented for \'Half\'\nmore'),
      'far cannot run in fp16 ("conv" not implemented for \'Half\')'),
 ], ids=['far', 'overflow', 'NaN', 'not there'])  # fmt: skip

@@ -1,17 +1,24 @@
 """The network for inference is the same network with fewer operations."""
 
 from dataclasses import replace
+import logging
 
+import numpy as np
 import pytest
 from test_space_clip import features_of, head_of, live, SLIM, TINY, VIT_B
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from towers import picture
-from vlm_depth_ros.core.config import ModelConfig, TrainingCamera
+from towers import HIERARCHICAL, picture
+from vlm_depth_ros.core import lean_eager
+from vlm_depth_ros.core.agreement import BOUNDS
+from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig, TrainingCamera
+from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.heads.space_clip_inference import ConvOfResized, SpaceClipInference
 from vlm_depth_ros.core.inference_graph import exported, for_inference
-from vlm_depth_ros.core.model import DepthModel
+from vlm_depth_ros.core.lean_eager import run_lean
+from vlm_depth_ros.core.model import DepthModel, save_model
+from vlm_depth_ros.ros.loading import load_estimator
 
 
 def model_of(tower, head, input_hw):
@@ -20,7 +27,7 @@ def model_of(tower, head, input_hw):
     config = ModelConfig(tower, head, input_hw=input_hw, camera=TrainingCamera(0.8, 1.1))
     model = DepthModel(config)
     rng = torch.Generator().manual_seed(1)
-    for module in model.head.modules():
+    for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for values in (module.weight.data, module.running_mean, module.running_var):
                 values.copy_(torch.rand(values.shape, generator=rng) + 0.5)
@@ -163,6 +170,31 @@ def test_only_the_head_is_another(plain_tower):
     assert set(plain_tower.state_dict()) == keys
 
 
+@pytest.mark.parametrize('tower', HIERARCHICAL)
+def test_folded_towers_answer_the_same(tower):
+    model = model_of(tower, {'name': 'scale_shape', 'confidence': True}, (64, 96))
+    torch.nn.init.normal_(model.head.shape.weight)  # or an untrained head answers one depth
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    lean = for_inference(model)
+    assert lean is not model and not lean.head.training
+    with torch.no_grad():
+        for hw in ((64, 96), (96, 64)):
+            image = picture(hw, 2)
+            assert_same(lean(image), model(image))
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_what_is_not_folded_is_not_held_twice():
+    model = model_of('pocket-tower', {'name': 'scale_shape'}, (64, 96))
+    lean = for_inference(model)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in lean.modules())
+    own = {id(parameter) for parameter in model.parameters()}
+    new = [name for name, p in lean.named_parameters() if id(p) not in own]
+    assert new and all(isinstance(lean.get_submodule(n.rpartition('.')[0]), torch.nn.Conv2d)
+                       for n in new)  # fmt: skip
+
+
 def test_a_network_whose_head_has_nothing_to_win_goes_as_it_is():
     model = model_of('tiny-vit', {'name': 'linear'}, (64, 96))
     assert for_inference(model) is model
@@ -196,3 +228,67 @@ def test_no_rewriting_takes_more_operations():
         spec = replace(VIT_B, input_hw=tuple(16 * n for n in hw))
         head = head_of(spec, 'meta', widths=widths)
         assert operations(SpaceClipInference(head), hw) < operations(head, hw)
+
+
+# --- in eager -----------------------------------------------------------------------------------
+
+
+def estimator_of(model, **options):
+    return DepthEstimator(model, RuntimeConfig(device='cpu', **options), 'name')
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_lean_eager_runs_the_folded_network_and_leaves_the_plain_one(
+    hierarchical_tower, precision
+):
+    estimator = estimator_of(hierarchical_tower, precision=precision)
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    before = estimator(rgb)
+    run_lean(estimator)
+    assert type(estimator.ways.at_hand.network.head) is SpaceClipInference
+    assert estimator.model is hierarchical_tower
+    found = estimator(rgb)
+    bound = 1e-5 if precision == 'fp32' else BOUNDS[precision]
+    np.testing.assert_allclose(found.depth_m, before.depth_m, bound)
+    assert str(estimator.ways.at_hand) == 'eager'
+
+
+def test_lean_eager_gives_the_embedding_of_the_plain_network(plain_tower):
+    estimator = estimator_of(plain_tower)
+    rgb = np.full((64, 96, 3), 99, np.uint8)
+    before = estimator(rgb, want_embedding=True)
+    run_lean(estimator)
+    found = estimator(rgb, want_embedding=True)
+    np.testing.assert_array_equal(found.embedding, before.embedding)
+    np.testing.assert_allclose(found.depth_m, before.depth_m, 1e-5)
+
+
+def test_a_fold_that_answers_something_else_leaves_the_plain_network(
+    hierarchical_tower, monkeypatch, caplog
+):
+    other = model_of('pocket-tower', {'name': 'space_clip', 'start_m': 9.0, **SLIM}, (64, 96))
+    monkeypatch.setattr(lean_eager, 'for_inference', lambda model: other)
+    estimator = estimator_of(hierarchical_tower)
+    with caplog.at_level(logging.WARNING):
+        run_lean(estimator)
+    assert estimator.ways.at_hand.network is hierarchical_tower
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert text.startswith('name with BatchNorm folded in fp32 differs from eager fp32 by ')
+    assert text.endswith('it runs as it is. Set engine: eager to say so.') and '\n' not in text
+
+
+def test_a_network_of_nan_stays_as_it_is():
+    model = model_of('pocket-tower', {'name': 'scale_shape'}, (64, 96))
+    next(model.head.parameters()).fill_(torch.nan)
+    estimator = estimator_of(model)
+    run_lean(estimator)
+    assert estimator.ways.at_hand.network is model
+
+
+@pytest.mark.parametrize(('engine', 'is_lean'), [('auto', True), ('eager', False)])
+def test_the_node_runs_it_unless_told_eager(hierarchical_tower, engine, is_lean, tmp_path):
+    path = tmp_path / 'tiny.safetensors'
+    save_model(path, hierarchical_tower, name='tiny', embed_tower=True)
+    loaded = load_estimator(str(path), RuntimeConfig(device='cpu', engine=engine))
+    assert (loaded.ways.at_hand.network is not loaded.model) == is_lean

@@ -244,6 +244,8 @@ def test_every_installed_engine_is_measured_but_the_compiler_only_where_named(mo
     ]  # fmt: skip
     assert [c.engine for c in choices_of('compiled', CPU)] == ['compiled', 'compiled']
     assert {c.engine for c in choices_of(None, torch.device('cuda'))} == {'eager'}
+    graphs = choices_of('eager,auto', torch.device('cuda'))
+    assert [c.engine for c in graphs] == 3 * ['eager'] + 3 * ['auto']
 
 
 def test_an_exported_file_is_measured_in_the_engines_that_take_it(tmp_path, capsys, small_rates):

@@ -158,8 +158,9 @@ class RuntimeConfig:
     """``on`` is another word for the engine ``compiled``; ``auto`` and ``off`` are not."""
     engine: str = 'auto'
     """What runs the network (`core.engines`). ``auto`` is eager, which needs no conversion at
-    start; the node replaces it while it runs, if another is faster (`core.trial`). Of an exported
-    file ``auto`` is the first of openvino and onnxruntime that is installed."""
+    start, on a GPU as CUDA graphs; on a CPU the node replaces it while it runs, if another is
+    faster (`core.trial`). Of an exported file ``auto`` is the first of openvino and onnxruntime
+    that is installed."""
     tower_weights: str = ''
     """File with the frozen tower, in open_clip's or Hugging Face's naming. Empty: what the weights
     file embeds, else the towers folder, else open_clip's download."""

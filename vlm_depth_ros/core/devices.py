@@ -82,8 +82,8 @@ def warn_of_idle_gpu(path: Path, wanted: str, num_cuda: int) -> None:
     """
     if wanted == 'auto' and num_cuda:
         log.warning(
-            '%s runs on the CPU, as every exported file does, and the GPU is not used. Give the '
-            '.safetensors file to use it, or set device: cpu if this is meant.', path
+            '%s runs on the CPU, and the GPU is not used. Give the .safetensors file, or install '
+            'onnxruntime-gpu, to use it; or set device: cpu if this is meant.', path
         )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ docs/engines.md says what each gains and costs.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+import copy
 from importlib.util import find_spec
 import logging
 from pathlib import Path
@@ -15,24 +17,14 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from vlm_depth_ros.core import graph_cache
+from vlm_depth_ros.core.agreement import largest_difference, too_far
 from vlm_depth_ros.core.compiled import Compiled
 from vlm_depth_ros.core.config import RuntimeConfig
-from vlm_depth_ros.core.devices import DTYPES
-from vlm_depth_ros.core.errors import (
-    ConfigError,
-    DependencyError,
-    reason_of,
-    VlmDepthError,
-    WeightsError,
-)
-from vlm_depth_ros.core.exact_fp32 import exact_fp32
+from vlm_depth_ros.core.errors import ConfigError, DependencyError, reason_of, VlmDepthError
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported, onnx_program
 
 log = logging.getLogger(__name__)
-
-BOUNDS = {'fp32': 1e-3, 'bf16': 0.05, 'fp16': 0.05}
-"""Largest relative difference of depth from eager fp32, by precision."""
 
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 """(B, 3, h, w) float32 to depth and, where there is one, confidence."""
@@ -68,15 +60,48 @@ class OpenVino:
             return [found[i].copy() for i in range(self._count)]
 
 
+CPU = torch.device('cpu')
+
+
+def gpu_providers(precision: str, device: torch.device) -> list[tuple[str, dict[str, object]]]:
+    """What ONNX Runtime here was built with for a GPU, with options: TensorRT, then CUDA.
+
+    Empty unless onnxruntime-gpu is installed. TensorRT's engines are kept in the user's cache;
+    ONNX Runtime makes those anew that are for another GPU or another TensorRT.
+    """
+    which, is_half = {'device_id': device.index or 0}, precision == 'fp16'
+    options = {
+        'TensorrtExecutionProvider': which | {
+            'trt_fp16_enable': is_half, 'trt_engine_cache_enable': True,
+            'trt_engine_cache_path': str(graph_cache.cache_folder('tensorrt')),
+        },
+        'CUDAExecutionProvider': which | {'use_tf32': int(is_half)},
+    }  # fmt: skip
+    offered = _library('onnxruntime').get_available_providers()
+    return [(name, options[name]) for name in options if name in offered]
+
+
 class OnnxRuntime:
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on the CPU, or on a GPU, where what TensorRT cannot do falls to CUDA."""
 
     PRECISIONS = ('fp32',)
+    GPU_PRECISIONS = ('fp32', 'fp16')
 
-    def __init__(self, source: ExportedProgram | Path, precision: str):
-        """Convert and load; `source` is a graph or an ONNX file."""
-        if precision not in self.PRECISIONS:
-            raise ConfigError(_precision_refused('onnxruntime', precision, self.PRECISIONS))
+    def __init__(self, source: ExportedProgram | Path, precision: str, device: torch.device = CPU):
+        """Convert and load; `source` is a graph or an ONNX file.
+
+        Raises:
+            RuntimeError: If no GPU can be used though one is asked for.
+        """
+        on_gpu = device.type != 'cpu'
+        known = self.GPU_PRECISIONS if on_gpu else self.PRECISIONS
+        if precision not in known:
+            raise ConfigError(_precision_refused('onnxruntime', precision, known))
+        providers = []
+        if on_gpu:
+            with suppress(OSError):  # TensorRT makes but the last folder of a path.
+                graph_cache.cache_folder('tensorrt').mkdir(parents=True, exist_ok=True)
+            providers = gpu_providers(precision, device)
         onnxruntime = _library('onnxruntime')
         if isinstance(source, Path):
             model = str(source)
@@ -88,8 +113,14 @@ class OnnxRuntime:
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            model, options, providers=['CPUExecutionProvider']
+            model, options, providers=[*providers, 'CPUExecutionProvider']
         )
+        # One whose libraries are missing (cuDNN, TensorRT) is left out without an error.
+        used = self._session.get_providers()[0]
+        if on_gpu and used == 'CPUExecutionProvider':
+            raise RuntimeError('its libraries for CUDA are missing or do not fit')
+        if on_gpu:
+            log.info('onnxruntime runs by %s.', used)
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, image: np.ndarray) -> list[np.ndarray]:
@@ -97,7 +128,7 @@ class OnnxRuntime:
         return self._session.run(None, {self._input: image})
 
 
-CONVERTED: dict[str, Callable[[ExportedProgram | Path, str], Run]] = {
+CONVERTED: dict[str, Callable[..., Run]] = {
     'openvino': OpenVino,
     'onnxruntime': OnnxRuntime,
 }
@@ -117,11 +148,11 @@ class Engine:
         self._model = model
 
     def __call__(self, image: torch.Tensor, want_embedding: bool = False) -> HeadOutput:
-        """As `DepthModel.forward`; tensors on the CPU."""
+        """As `DepthModel.forward`; from a GPU through the host and back."""
         if want_embedding:
             return self._model(image, True)
-        found = self._run(image.contiguous().numpy())
-        return HeadOutput(*(torch.from_numpy(answer) for answer in found))
+        found = self._run(image.cpu().contiguous().numpy())
+        return HeadOutput(*(torch.from_numpy(answer).to(image.device) for answer in found))
 
 
 def engine_of(
@@ -143,14 +174,19 @@ def engine_of(
     name = runtime.engine_name
     if name == 'eager':
         return model
-    if name in CONVERTED and device.type != 'cpu':
-        raise ConfigError(f'engine = {name!r} runs on the CPU, but the device is {device}. Set '
-                          'device: cpu, or engine: auto.')  # fmt: skip
+    on_gpu = device.type != 'cpu'
+    if on_gpu and (
+        name == 'openvino' or (name == 'onnxruntime' and not gpu_providers(precision, device))
+    ):
+        raise ConfigError(
+            f'engine = {name!r} runs on the CPU, but the device is {device}. Set device: cpu, or '
+            'engine: auto; or install onnxruntime-gpu and set engine: onnxruntime.'
+        )
     try:
         if name == 'compiled':
             return _checked(name, lambda: Compiled(model), model, precision, device)
         _library(name)
-        return _converted(name, model, precision)
+        return _converted(name, model, precision, device)
     except _UnfitError as err:
         log.warning('engine %s: eager goes on.', err)
         return model
@@ -160,16 +196,21 @@ class _UnfitError(Exception):
     """An engine cannot run a network, or answers something else."""
 
 
-def _converted(name: str, model: nn.Module, precision: str) -> 'Engine':
+def _converted(
+    name: str, model: nn.Module, precision: str, device: torch.device
+) -> 'Engine':
     """One of `CONVERTED`, from the cache where the graph lies there and is sound."""
+    where = () if device.type == 'cpu' else (device,)
+    # A graph has no device: that of a copy on the CPU is what a CPU would find in the cache too.
+    source = copy.deepcopy(model).cpu() if where else model
 
     def engine_from(find: Callable[[], ExportedProgram | Path]) -> Engine:
         def make() -> Engine:
-            return Engine(CONVERTED[name](find(), precision), model)
+            return Engine(CONVERTED[name](find(), precision, *where), model)
 
-        return _checked(name, make, model, precision, torch.device('cpu'))
+        return _checked(name, make, model, precision, device)
 
-    slot = graph_cache.slot_of(model)
+    slot = graph_cache.slot_of(source)
     if slot.is_file():
         try:
             engine = engine_from(lambda: slot)
@@ -179,7 +220,7 @@ def _converted(name: str, model: nn.Module, precision: str) -> 'Engine':
         else:
             graph_cache.mark_used(slot)
             return engine
-    return engine_from(lambda: graph_cache.keep(exported(model), slot))
+    return engine_from(lambda: graph_cache.keep(exported(source), slot))
 
 
 def _checked(
@@ -197,60 +238,9 @@ def _checked(
         raise
     except Exception as err:  # compilers and converters fail in ways of their own
         raise _UnfitError(f'{name} cannot run this network ({reason_of(err)})') from err
-    if not difference <= BOUNDS[precision]:
-        raise _UnfitError(
-            f'{name} in {precision} differs from eager fp32 by {difference:.2g} of the depth, '
-            f'more than {BOUNDS[precision]:g}'
-        )
+    if trouble := too_far(difference, precision):
+        raise _UnfitError(f'{name} {trouble}')
     return engine
-
-
-def largest_difference(
-    model: nn.Module, engine: Callable[..., HeadOutput], precision: str, device: torch.device
-) -> float:
-    """How far an engine is from eager fp32: of one image, and of two of another size.
-
-    Raises:
-        WeightsError: If the network itself answers no finite depth.
-    """
-    spec = model.backbone.spec
-    grow = spec.size_multiple if spec.is_hierarchical else 0
-    height, width = spec.input_hw
-    noise = torch.Generator().manual_seed(0)
-    largest = 0.0
-    for shape in ((1, 3, height, width), (2, 3, height + grow, width + grow)):
-        image = torch.randn(shape, generator=noise).to(device)
-        with torch.inference_mode(), exact_fp32():
-            expected = model(image)
-            with torch.autocast(device.type, DTYPES[precision], enabled=precision != 'fp32'):
-                found = engine(image)
-        largest = max(largest, difference_of(expected, found, model.config.depth_range_m[0]))
-    return largest
-
-
-def difference_of(expected: HeadOutput, found: HeadOutput, nearest_m: float) -> float:
-    """Largest difference of depth, relative, or of confidence; infinite where one has no number.
-
-    Args:
-        expected: What eager fp32 answers.
-        found: What is judged.
-        nearest_m: Nothing nearer is divided by.
-
-    Raises:
-        WeightsError: If `expected` is nowhere finite.
-    """
-    depth_m = expected.depth_m
-    if not depth_m.isfinite().any():
-        raise WeightsError(
-            'the network answers no finite depth: nothing to check an engine against. Its '
-            'weights are damaged (NaN or Inf); fetch or train them again.'
-        )
-    differences = [(depth_m - found.depth_m).abs() / depth_m.clamp(min=nearest_m)]
-    if (expected.confidence is None) != (found.confidence is None):
-        return float('inf')
-    if expected.confidence is not None:
-        differences.append((expected.confidence - found.confidence).abs())
-    return max(d.nan_to_num(nan=torch.inf, posinf=torch.inf).max().item() for d in differences)
 
 
 def installed() -> list[str]:

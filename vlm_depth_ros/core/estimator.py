@@ -27,8 +27,7 @@ from vlm_depth_ros.core.frames import check_frame, EMBEDDING, Frame, FrameOutput
 from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.model import find_weights, load_model
 from vlm_depth_ros.core.options import OutputOptions
-from vlm_depth_ros.core.outputs import pack_outputs
-from vlm_depth_ros.core.packing import pack_embedding
+from vlm_depth_ros.core.outputs import pack_outputs, pack_together
 from vlm_depth_ros.core.predictions import (
     Answer,
     answers_of,
@@ -83,7 +82,7 @@ class DepthEstimator:
         self.model = model.eval()
         """The network itself, whatever runs it."""
         self.name = name or type(model).__name__
-        begin = partial(first_way, model, runtime, self.device, self.name)
+        begin = partial(first_way, model, runtime, self.device, self.name, owns_tower)
         way, self.precision = self.guard.run(begin)
         self.ways = Ways(self.name, way, self.device.type)
         """How the network is run; where others are tried, `process` decides."""
@@ -129,7 +128,7 @@ class DepthEstimator:
                 raise ConfigError(f'{path}: an exported network has its own tower inside. Share '
                                   'one with a .safetensors file.')  # fmt: skip
             model = ExportedModel(path, runtime)
-            runtime = replace(runtime, device='cpu')
+            runtime = replace(runtime, device=str(model.device))
         else:
             model = load_model(path, tower, runtime.tower_weights)
         made = cls(model, runtime, str(name_or_path), owns_tower=tower is None)
@@ -272,9 +271,8 @@ class DepthEstimator:
                 len(frames) if want_depth or want_embedding else 0,
                 by_engine=want_depth and not want_embedding,
             )
-            packed = [
-                self._packed(*p, options) for p in zip(frames, images, masks, views, answers)
-            ]
+            parts = zip(frames, images, masks, views, answers)
+            packed = pack_together((self._packed(*p, options) for p in parts), self.device)
         latency_ms = (time.perf_counter() - start_s) * 1e3
         return [FrameOutput(latency_ms, **outputs) for outputs in packed]
 
@@ -332,12 +330,10 @@ class DepthEstimator:
 
     def _packed(self, frame: Frame, image, mask, view: Seen, found: Answer, options) -> dict:
         depth = found.depth_m * view.depth_scale if frame.wants_depth else None
-        packed = pack_outputs(
-            frame, image, mask, depth, found.confidence, self.range_m(options), options
-        )
-        if EMBEDDING in frame.wants:
-            packed[EMBEDDING] = pack_embedding(found.embedding)
-        return packed
+        return pack_outputs(
+            frame, image, mask, depth, found.confidence, self.range_m(options), options,
+            found.embedding,
+        )  # fmt: skip
 
     def _seen(self, intrinsics: CameraIntrinsics | None, fixed_size: bool = False) -> Seen:
         """What the network sees of a camera; warns once where it cannot tell."""

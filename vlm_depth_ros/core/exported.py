@@ -8,15 +8,23 @@ a varint of field number and kind, then the content; ``ModelProto`` of ONNX keep
 from collections.abc import Iterator
 from dataclasses import asdict
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
 
 import torch
 from torch import nn
+from vlm_depth_ros.core.agreement import difference_of, too_far
 from vlm_depth_ros.core.config import from_mapping, ModelConfig, RuntimeConfig
-from vlm_depth_ros.core.devices import num_cuda, precision_on, warn_of_idle_gpu
-from vlm_depth_ros.core.engines import CONVERTED, Engine, installed
+from vlm_depth_ros.core.devices import (
+    capability_of,
+    choose_device,
+    num_cuda,
+    precision_on,
+    warn_of_idle_gpu,
+)
+from vlm_depth_ros.core.engines import CONVERTED, CPU, Engine, gpu_providers, installed
 from vlm_depth_ros.core.errors import (
     ConfigError,
     DependencyError,
@@ -27,6 +35,8 @@ from vlm_depth_ros.core.errors import (
 from vlm_depth_ros.core.features import BackboneSpec
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.model import Card, DepthModel, FORMAT, METADATA_KEY
+
+log = logging.getLogger(__name__)
 
 SUFFIX = '.onnx'
 SPEC_KEY = f'{METADATA_KEY}_tower'
@@ -51,13 +61,29 @@ class ExportedModel(nn.Module):
         metadata = read_metadata(path)
         self.card, self.config, spec = read_record(metadata, path)
         self.backbone = SimpleNamespace(spec=spec)
-        self.engine = name = _engine_name(runtime, path)
-        """What runs it."""
+        self.device = _gpu_of(runtime) or CPU
+        """Where it takes images and answers."""
+        if self.device != CPU:
+            try:
+                return self._load(path, 'onnxruntime', runtime)
+            except WeightsError as err:
+                log.warning('%s The CPU runs it.', err)
+            self.device = CPU
+        name = _engine_name(runtime, path)
         warn_of_idle_gpu(path, runtime.device, num_cuda())
-        precision = precision_on('cpu', runtime.precision)
+        self._load(path, name, runtime)
+
+    def _load(self, path: Path, name: str, runtime: RuntimeConfig) -> None:
+        """Make the engine and look at what it answers, on a GPU beside what the CPU does."""
+        self.engine = name
+        """What runs it."""
+        device, image = self.device, torch.zeros(1, 3, *self.backbone.spec.input_hw)
+        precision = precision_on(device.type, runtime.precision, capability_of(device))
+        where = () if device == CPU else (device,)
         try:
-            self._engine = Engine(CONVERTED[name](path, precision))
-            found = self._engine(torch.zeros(1, 3, *spec.input_hw))
+            self._engine = Engine(CONVERTED[name](path, precision, *where))
+            found = self._engine(image)
+            expected = Engine(CONVERTED[name](path, 'fp32'))(image) if where else found
         except VlmDepthError:
             raise
         except Exception as err:  # each library has errors of its own
@@ -65,10 +91,14 @@ class ExportedModel(nn.Module):
                 f'{path}: {name} cannot run it ({reason_of(err)}). Export it again, or choose '
                 'another engine.'
             ) from err
-        if not found.depth_m.isfinite().any():
+        if not expected.depth_m.isfinite().any():
             raise WeightsError(
                 f'{path}: answers no finite depth. It is damaged; export it again.'
             )
+        if where:
+            difference = difference_of(expected, found, self.config.depth_range_m[0])
+            if trouble := too_far(difference, precision):
+                raise WeightsError(f'{path}: {name} on {device} {trouble}.')
 
     @property
     def head(self) -> nn.Module:
@@ -179,6 +209,15 @@ def _varint(file: BinaryIO) -> int:
         if byte[0] < 128:
             return value
     raise ValueError('a number of more than 64 bits')
+
+
+def _gpu_of(runtime: RuntimeConfig) -> torch.device | None:
+    """The GPU that ONNX Runtime is to use; None: the CPU, or `_engine_name` says why not."""
+    wants = runtime.device != 'cpu' and runtime.engine in ('auto', 'onnxruntime')
+    if not (wants and num_cuda() and 'onnxruntime' in installed()):
+        return None
+    device = choose_device(runtime.device, num_cuda())
+    return device if gpu_providers('fp32', device) else None
 
 
 def _engine_name(runtime: RuntimeConfig, path: Path) -> str:

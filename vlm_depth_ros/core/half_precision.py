@@ -4,11 +4,9 @@ import logging
 
 import torch
 from torch import nn
+from vlm_depth_ros.core.agreement import difference_on, fixed_images, too_far
 from vlm_depth_ros.core.device_failures import failure_of
-from vlm_depth_ros.core.devices import DTYPES
-from vlm_depth_ros.core.engines import BOUNDS, difference_of
 from vlm_depth_ros.core.errors import reason_of, VlmDepthError
-from vlm_depth_ros.core.exact_fp32 import exact_fp32
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +32,13 @@ def checked_precision(
     if precision == 'fp32':
         return precision
     try:
-        difference = _difference(model, precision, device)
+        image = next(fixed_images(model.backbone.spec, device))
+        trouble = too_far(difference_on(image, model, model, precision), precision)
     except Exception as err:  # also an operation that the device lacks in this precision
         if isinstance(err, VlmDepthError) or failure_of(err, device) is not None:
             raise
         trouble = f'cannot run in {precision} ({reason_of(err)})'
-    else:
-        if difference <= BOUNDS[precision]:
-            return precision
-        trouble = (
-            f'in {precision} differs from fp32 by {difference:.2g} of the depth, more than '
-            f'{BOUNDS[precision]:g}'
-        )
+    if not trouble:
+        return precision
     log.warning('%s %s: it runs in fp32. Set precision: fp32 to say so.', name, trouble)
     return 'fp32'
-
-
-def _difference(model: nn.Module, precision: str, device: torch.device) -> float:
-    noise = torch.Generator().manual_seed(0)
-    image = torch.randn((1, 3, *model.backbone.spec.input_hw), generator=noise).to(device)
-    with torch.inference_mode(), exact_fp32():
-        expected = model(image)
-        with torch.autocast(device.type, DTYPES[precision]):
-            found = model(image)
-        return difference_of(expected, found, model.config.depth_range_m[0])

@@ -5,12 +5,15 @@ another writing with fewer operations (`INFERENCE_HEADS`). The batch, and the si
 where the tower takes any, stay open.
 """
 
+from collections.abc import Iterator
 import copy
+from itertools import pairwise
 import logging
 
 import torch
 from torch import nn
 from torch.export import Dim, export, ExportedProgram
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vlm_depth_ros.core.errors import DependencyError
 from vlm_depth_ros.core.heads.space_clip import SpaceClipHead
 from vlm_depth_ros.core.heads.space_clip_inference import SpaceClipInference
@@ -37,18 +40,38 @@ class DepthOnly(nn.Module):
 
 
 def for_inference(model: nn.Module) -> nn.Module:
-    """A `DepthModel` that answers as `model` does, by fewer operations where its head allows.
+    """What answers as `model` does, by fewer operations where it allows; else itself.
 
-    It shares tower, card and configuration with `model`, which stays as it is; weights that are
-    loaded into `model` later do not reach its head.
+    BatchNorm is folded into the convolution before it, and the head may have another writing. All
+    other parts are those of `model`, which stays as it is; weights that are loaded into `model`
+    later do not reach what was folded.
     """
-    rewriting = INFERENCE_HEADS.get(type(model.head))
-    if rewriting is None:
+    rewriting = INFERENCE_HEADS.get(type(getattr(model, 'head', None)))
+    if rewriting is None and not any(_foldable(model)):
         return model
-    lean = copy.copy(model)
-    lean._modules = dict(model._modules)  # a shallow copy would put the head into both
-    lean.head = rewriting(model.head)
+    shared = [*model.parameters(), *model.buffers(), model.config]
+    shared += [part for part in model.modules() if part is not model and not any(_foldable(part))]
+    lean = copy.deepcopy(model, {id(part): part for part in shared})
+    if rewriting is not None:
+        lean.head = rewriting(model.head)
+    for parent, conv, norm in list(_foldable(lean)):
+        first, second = getattr(parent, conv), getattr(parent, norm)
+        setattr(parent, conv, fuse_conv_bn_eval(first, second).requires_grad_(False))
+        # timm's BatchNorm has an activation inside.
+        setattr(parent, norm, getattr(second, 'act', nn.Identity()))
     return lean
+
+
+def _foldable(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """What has a convolution and, as its next part, a BatchNorm; their names in it.
+
+    That the one gets what the other answers is so in open_clip's towers and our heads; whoever
+    runs the result compares it.
+    """
+    for parent in module.modules():
+        for (conv, first), (norm, second) in pairwise(parent.named_children()):
+            if type(first) is nn.Conv2d and isinstance(second, nn.BatchNorm2d):
+                yield parent, conv, norm
 
 
 def exported(model: nn.Module) -> ExportedProgram:

@@ -1,15 +1,18 @@
 """What is made of a frame, packed on the device for messages: one function for each output."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from vlm_depth_ros.core.colormap import colour_depth
 from vlm_depth_ros.core.compressed_depth import compress_depth, PackedCompressedImage
+from vlm_depth_ros.core.downloads import host_bytes, one_wait
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.frames import Frame
+from vlm_depth_ros.core.frames import EMBEDDING, Frame
 from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.options import OutputOptions
 from vlm_depth_ros.core.packing import (
@@ -18,6 +21,7 @@ from vlm_depth_ros.core.packing import (
     pack_cloud,
     pack_confidence,
     pack_depth,
+    pack_embedding,
     pack_picture,
     PackedCloud,
     PackedImage,
@@ -63,8 +67,9 @@ def pack_outputs(
     confidence: torch.Tensor | None,
     range_m: tuple[float, float],
     options: OutputOptions,
+    embedding: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """All that a frame wants but its embedding, as far as it has what that needs.
+    """All that a frame wants, as far as it has what that needs.
 
     Args:
         frame: The frame.
@@ -75,25 +80,28 @@ def pack_outputs(
         confidence: (1, 1, h, w) in 0..1, or None where the head has none.
         range_m: Published range.
         options: Scale, filters, sizes and forms.
+        embedding: (E,), needed where it is wanted.
 
     Returns:
-        Fields of `FrameOutput`. An output that cannot be made alone is missing, and a note says
-        why.
+        Fields of `FrameOutput`; ``valid_share`` as an array of no dimension, which like all `data`
+        is there at the end of `downloads.one_wait`. An output that cannot be made alone is
+        missing, and a note says why.
     """
     hw = tuple(side // options.depth_divisor for side in frame.rgb.shape[:2])
     packed: dict[str, Any] = {}
     if confidence is not None:
         is_asked = 'confidence' in frame.wants or options.filter.min_confidence
         confidence = to_camera_grid(confidence, hw)[0, 0] if is_asked else None
-    share = None
     if depth is not None:
         depth = refined(frame, image, mask, depth, confidence, range_m, options)
-        share = _valid_share(depth)
+        packed['valid_share'] = _valid_share(depth)
     scene = Scene(frame, image, options, hw, range_m, depth, confidence)
     if scene.intrinsics is not None:
         packed['camera_info'] = camera_info_of(scene.intrinsics)
     notes = packed['notes'] = {}
-    for name in PACKERS.keys() & frame.wants:
+    for name in PACKERS:
+        if name not in frame.wants:
+            continue
         try:
             packed[name] = PACKERS[name](scene)
         except InputError as err:
@@ -105,9 +113,23 @@ def pack_outputs(
         unseen = _unseen(name, scene)
         if unseen:
             notes[name] = unseen
-    if share is not None:  # Last: a GPU is waited for here, and has everything to do by now.
-        packed['valid_share'] = share.item()
+    if EMBEDDING in frame.wants:
+        packed[EMBEDDING] = pack_embedding(embedding)
     return packed
+
+
+def pack_together(packed: Iterable[dict[str, Any]], device: torch.device) -> list[dict[str, Any]]:
+    """Fields of `FrameOutput` of each frame of a call, all in place after one wait.
+
+    Args:
+        packed: Calls `pack_outputs` for a frame when it is asked for the next.
+        device: Where it packs.
+    """
+    with one_wait(device):
+        found = list(packed)
+    for outputs in found:
+        outputs['valid_share'] = float(outputs.get('valid_share', math.nan))
+    return found
 
 
 def _depth(scene: Scene) -> PackedImage:
@@ -172,15 +194,16 @@ def _scan(scene: Scene) -> PackedScan | None:
 
 PACKERS: dict[str, Callable[[Scene], Any]] = {
     'depth': _depth,
-    'compressed': _compressed,
     'confidence': _confidence,
     'color': _color,
     'rgb': _rgb,
     'points': _points,
     'clearing': _clearing,
+    'compressed': _compressed,
     'scan': _scan,
 }
-"""What makes each thing that a frame may want; None where there is nothing to make it of."""
+"""What makes each thing that a frame may want; None where there is nothing to make it of. Those
+last for which a GPU is waited for: until then it has the others to do."""
 REACHES: dict[str, tuple[str, Callable[[OutputOptions], float]]] = {
     'clearing': ('clearing_range_m', lambda options: options.clearing.range_m),
     'scan': ('scan_range_max_m', lambda options: options.scan.range_max_m),
@@ -188,9 +211,10 @@ REACHES: dict[str, tuple[str, Callable[[OutputOptions], float]]] = {
 """What says how far space is free: the option, by its name on the node, and its value."""
 
 
-def _valid_share(depth: torch.Tensor) -> torch.Tensor:
+def _valid_share(depth: torch.Tensor) -> np.ndarray:
     """Of every eighth row and column: enough to say how much is left."""
-    return depth[::8, ::8].isfinite().float().mean()
+    share = depth[::8, ::8].isfinite().float().mean()
+    return host_bytes(share).view(np.float32).reshape(())
 
 
 def _unseen(name: str, scene: Scene) -> str:

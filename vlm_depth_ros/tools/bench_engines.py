@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import logging
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 from vlm_depth_ros.core.config import ENGINES
+from vlm_depth_ros.core.cuda_graphs import CudaGraphs
 from vlm_depth_ros.core.devices import DTYPES
 from vlm_depth_ros.core.engines import CONVERTED, Engine, installed, OnnxRuntime, OpenVino
 from vlm_depth_ros.core.errors import ConfigError, reason_of
@@ -20,9 +22,9 @@ PRECISIONS = {
         'openvino': tuple(OpenVino.HINTS),
         'onnxruntime': OnnxRuntime.PRECISIONS,
     },
-    'cuda': {'eager': ('fp32', 'fp16', 'bf16'), 'compiled': ('fp32', 'fp16', 'bf16')},
+    'cuda': dict.fromkeys(('eager', 'auto', 'compiled'), ('fp32', 'fp16', 'bf16')),
 }
-"""What is measured of each engine, by the kind of device."""
+"""What is measured of each engine, by the kind of device; ``auto`` is eager as CUDA graphs."""
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,7 @@ class Foreign(nn.Module):
         self.model, self._depth_of = model, depth_of
         self.backbone = nn.Module()
         self.backbone.spec = spec
+        self.config = SimpleNamespace(depth_range_m=(0.1, 10.0))  # for what compares answers
 
     def forward(self, image: torch.Tensor) -> HeadOutput:
         """What `depth_of` says."""
@@ -136,6 +139,8 @@ def unchecked(
         try:
             if choice.engine == 'eager':
                 runs[choice] = model
+            elif choice.engine == 'auto':
+                runs[choice] = CudaGraphs(model, choice.precision, type(model).__name__)
             elif choice.engine == 'compiled':
                 runs[choice] = torch.compile(model)
             else:

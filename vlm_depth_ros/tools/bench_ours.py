@@ -73,7 +73,8 @@ class Ours:
             network = ExportedModel(model, runtime) if self.is_exported else model
             estimator = DepthEstimator(network.requires_grad_(False), runtime, name)
             way = estimator.ways.at_hand
-            if (way.engine, estimator.precision) == (choice.engine, choice.precision):
+            engine = way.engine if choice.engine != 'auto' else 'auto'
+            if (engine, estimator.precision) == (choice.engine, choice.precision):
                 self.ready[choice] = Ready(way.network)
                 estimator.ways.at_hand = replace(way, network=self.ready[choice])
                 self.estimators[choice] = estimator

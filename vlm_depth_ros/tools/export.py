@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.export import ExportedProgram
+from vlm_depth_ros.core.agreement import BOUNDS, difference_of
 from vlm_depth_ros.core.config import RuntimeConfig
-from vlm_depth_ros.core.engines import BOUNDS, difference_of, installed
+from vlm_depth_ros.core.engines import installed
 from vlm_depth_ros.core.errors import (
     ConfigError,
     DependencyError,
@@ -23,7 +24,7 @@ from vlm_depth_ros.core.exported import ExportedModel, record_of, SUFFIX
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported, onnx_program
 from vlm_depth_ros.core.model import DepthModel, load_model
-from vlm_depth_ros.core.preprocess import network_input
+from vlm_depth_ros.core.preprocess import InputBatch, upload
 from vlm_depth_ros.files.atomic import atomic_file
 from vlm_depth_ros.files.images import list_images, load_rgb
 from vlm_depth_ros.files.source import SourceFrame
@@ -197,12 +198,9 @@ def _inputs(
     model: DepthModel, images: list[np.ndarray], hw: tuple[int, int]
 ) -> list[torch.Tensor]:
     """(1, 3, h, w) network inputs of (H, W, 3) uint8 RGB images."""
-    spec = model.backbone.spec
-    mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
-    return [
-        network_input(torch.from_numpy(rgb).permute(2, 0, 1)[None], hw, mean, std)
-        for rgb in images
-    ]
+    cpu = torch.device('cpu')
+    batch = InputBatch(model.backbone.spec, cpu)
+    return [batch([upload(rgb, cpu)], hw) for rgb in images]
 
 
 def images_of(folder: Path | None) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from vlm_depth_ros.core.agreement import differences_of
 from vlm_depth_ros.core.config import RuntimeConfig
 from vlm_depth_ros.core.errors import ConfigError, DependencyError
 from vlm_depth_ros.core.estimator import DepthEstimator
@@ -193,18 +194,8 @@ def loss_of(
 
 
 def mean_difference(expected: HeadOutput, found: HeadOutput, nearest_m: float) -> float:
-    """Mean difference of depth, relative, or of confidence, whichever is larger.
-
-    Args:
-        expected: What eager fp32 answers.
-        found: What is judged; infinite where it has no number.
-        nearest_m: Nothing nearer is divided by.
-    """
-    depth_m = expected.depth_m
-    differences = [(depth_m - found.depth_m).abs() / depth_m.clamp(min=nearest_m)]
-    if expected.confidence is not None:
-        differences.append((expected.confidence - found.confidence).abs())
-    return max(d.nan_to_num(nan=torch.inf).mean().item() for d in differences)
+    """The larger mean of `differences_of`; raises as these."""
+    return max(d.mean().item() for d in differences_of(expected, found, nearest_m))
 
 
 def _abs_rel(network: torch.nn.Module, frames: Sequence[SourceFrame]) -> float:

@@ -23,7 +23,8 @@ from vlm_depth_ros.core.heads.class_token import (
     global_vectors,
     global_widths,
 )
-from vlm_depth_ros.core.heads.linear_bins import layers_or_four, resized
+from vlm_depth_ros.core.heads.linear_bins import layers_or_four
+from vlm_depth_ros.core.heads.resize import resized
 
 OUTPUTS = ('bins', 'regression')
 OUTPUT_WIDTH = 32
@@ -163,9 +164,7 @@ class Fusion(nn.Module):
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, h, w) to (B, C, 2h, 2w); a skip of another size is resized."""
         if skip is not None:
-            if skip.shape != x.shape:
-                skip = resized(skip, tuple(x.shape[-2:]))
-            x = x + self.skip(skip)
+            x = x + self.skip(resized(skip, x.shape[-2:]))
         return self.project(_doubled(self.refine(x)))
 
 

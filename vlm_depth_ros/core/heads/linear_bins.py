@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-import torch.nn.functional as F
 from vlm_depth_ros.core.bins import bin_depths_m, check_bins, expected_depth_m
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
@@ -27,6 +26,7 @@ from vlm_depth_ros.core.heads.class_token import (
     global_vectors,
     global_widths,
 )
+from vlm_depth_ros.core.heads.resize import resized
 
 UPSAMPLE = 4
 FOUR_OF_12 = (3, 6, 9, 12)
@@ -139,8 +139,3 @@ def checked_layers(layers: tuple[int, ...], spec: BackboneSpec, head: str) -> tu
         f'numbers from 0 to {spec.num_layers}.',
     )
     return layers
-
-
-def resized(x: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
-    """(B, C, *hw), bilinear, corners not aligned."""
-    return F.interpolate(x, hw, mode='bilinear', align_corners=False)

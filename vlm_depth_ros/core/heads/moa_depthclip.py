@@ -17,6 +17,7 @@ from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.errors import ConfigError, InputError
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
+from vlm_depth_ros.core.heads.resize import resized
 from vlm_depth_ros.core.tower_change import TowerChange
 
 AFTER_OF_12 = (3, 6, 9, 12)
@@ -164,10 +165,7 @@ class MoaDepthClipHead(DepthHead):
         if self.config.upsample == 'logits':
             stride = self.spec.strides[self.layers[0]]
             hw = tuple(n * stride for n in x.shape[-2:])
-            logits, score = (
-                F.interpolate(m, hw, mode='bilinear', align_corners=False)
-                for m in (logits, score)
-            )
+            logits, score = resized(logits, hw), resized(score, hw)
         regressed_m = torch.sigmoid(score) * self.config.max_depth_m
         centres_m = (self.bin_edges_m[1:] + self.bin_edges_m[:-1]) / 2
         binned_m = (logits.softmax(dim=1) * centres_m[:, None, None]).sum(dim=1, keepdim=True)

@@ -23,7 +23,8 @@ from vlm_depth_ros.core.confidence import ConfidenceHead
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
-from vlm_depth_ros.core.heads.linear_bins import layers_or_four, resized
+from vlm_depth_ros.core.heads.linear_bins import layers_or_four
+from vlm_depth_ros.core.heads.resize import resized
 
 REFINES = ('guided', 'bilinear')
 WIDEST_RATIO = 8.0
@@ -216,10 +217,7 @@ class Stage(nn.Module):
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """(B, c_in, h, w) and a skip of any grid to (B, c, 2h, 2w)."""
         hw = tuple(2 * n for n in x.shape[-2:])
-        skip = self.skip(self.drop(skip))
-        if skip.shape[-2:] != hw:
-            skip = resized(skip, hw)
-        x = F.relu(resized(self.up(x), hw) + skip)
+        x = F.relu(resized(self.up(x), hw) + resized(self.skip(self.drop(skip)), hw))
         return F.relu(x + self.refine(x))
 
 

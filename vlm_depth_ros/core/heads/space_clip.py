@@ -23,6 +23,7 @@ from vlm_depth_ros.core.confidence import ConfidenceHead
 from vlm_depth_ros.core.config import require
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import DepthHead, HeadOutput
+from vlm_depth_ros.core.heads.resize import resized
 
 SEMANTIC_OF_12 = (12, 9, 6, 3)
 STRUCTURAL_OF_12 = {'early': (2, 1, 0), 'middle': (7, 5, 4), 'late': (11, 10, 8), 'none': ()}
@@ -275,13 +276,6 @@ class StructuralBlock(nn.Module):
 def _conv_bn_relu(c_in: int, c_out: int) -> tuple[nn.Module, ...]:
     conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
     return conv, nn.BatchNorm2d(c_out), nn.ReLU()
-
-
-def resized(x: torch.Tensor, hw: torch.Size) -> torch.Tensor:
-    """(B, C, h, w) to the grid `hw`, bilinear."""
-    if x.shape[-2:] == hw:
-        return x
-    return F.interpolate(x, size=hw, mode='bilinear', align_corners=False)
 
 
 def _taps(config: SpaceClipHead.Config, spec: BackboneSpec) -> tuple[tuple, tuple]:

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vlm_depth_ros.core.features import BackboneSpec, Features
 from vlm_depth_ros.core.heads.base import HeadOutput
+from vlm_depth_ros.core.heads.resize import resized
 from vlm_depth_ros.core.heads.space_clip import (
     ACTIVATIONS,
     Residual,
-    resized,
     SemanticBlock,
     SpaceClipHead,
     StructuralBlock,
