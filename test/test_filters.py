@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from vlm_depth_ros.core import filters
+from vlm_depth_ros.core import enlarging, filters
 from vlm_depth_ros.core.config import from_mapping
+from vlm_depth_ros.core.enlarging import upsample_keeping_edges
 from vlm_depth_ros.core.errors import ConfigError, InputError
-from vlm_depth_ros.core.filters import apply_filters, upsample_keeping_edges
+from vlm_depth_ros.core.filters import apply_filters
 from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.options import FilterOptions
 from vlm_depth_ros.core.preprocess import to_camera_grid
@@ -231,14 +232,33 @@ def test_enlarging_keeps_a_hole_where_it_is(from_hw, to_hw):
 
 def test_enlarging_without_an_edge_is_plain_bilinear():
     depth = 2 + 0.01 * torch.rand(1, 1, 37, 53, generator=torch.Generator().manual_seed(4))
-    assert torch.equal(
-        upsample_keeping_edges(depth, (120, 161), 1.1), to_camera_grid(depth, (120, 161))
-    )
+    for ratio in (0, 1.1):
+        found = upsample_keeping_edges(depth, (120, 161), ratio)
+        torch.testing.assert_close(found, to_camera_grid(depth, (120, 161)), rtol=1e-6, atol=0)
 
 
-def test_enlarging_with_ratio_zero_or_to_the_same_size_changes_nothing():
+@pytest.mark.parametrize('to_hw', ((480, 640), (120, 161), (24, 32)))
+@pytest.mark.parametrize('hole', (1.0, NAN))
+@pytest.mark.parametrize('ratio', (0, 1.2))
+def test_enlarging_is_the_same_in_numpy_and_torch(to_hw, hole, ratio, monkeypatch):
+    depth = 1 + 0.2 * torch.rand(1, 1, 56, 57, generator=torch.Generator().manual_seed(6))
+    depth[..., 20:, 30:] += 2
+    depth[..., 7, 9] = hole
+    found = upsample_keeping_edges(depth, to_hw, ratio)
+    monkeypatch.setattr(enlarging, 'array_of', lambda values: values)
+    on_device = upsample_keeping_edges(depth, to_hw, ratio)
+    torch.testing.assert_close(found, on_device, rtol=1e-5, atol=0, equal_nan=True)
+
+
+def test_enlarging_with_ratio_zero_spreads_a_hole_as_torch_does():
     depth = 1 + 5 * torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(upsample_keeping_edges(depth, (48, 50), 0), to_camera_grid(depth, (48, 50)))
+    depth[..., 7, 9] = NAN
+    assert same(upsample_keeping_edges(depth, (48, 50), 0), to_camera_grid(depth, (48, 50)))
+
+
+def test_enlarging_to_the_same_size_changes_nothing():
+    depth = 1 + 5 * torch.rand(1, 1, 24, 32, generator=torch.Generator().manual_seed(5))
+    assert upsample_keeping_edges(depth, (24, 32), 0) is depth
     assert upsample_keeping_edges(depth, (24, 32), 1.2) is depth
 
 

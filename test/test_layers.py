@@ -17,7 +17,7 @@ SEES = {
 }
 # Inside core a module imports only what stands above it; those in one line do not meet.
 CORE_ORDER = (
-    ('errors', 'threads', 'exact_fp32'),
+    ('errors', 'threads', 'exact_fp32', 'downloads'),
     ('device_failures',),
     ('config', 'colormap', 'features', 'checks', 'fingerprint', 'tower_change', 'rvl', 'texts'),
     ('lens', 'scale', 'mounting', 'compressed_depth', 'cloud_options', 'tower_naming'),
@@ -26,22 +26,23 @@ CORE_ORDER = (
     ('preprocess', 'clouds', 'towers', 'devices', 'canonical', 'scale_ground', 'scale_ranges'),
     ('packing', 'scan', 'tower_module', 'options'),
     ('filters', 'temporal'),
+    ('enlarging',),
     ('guided',),
     ('tower_state',),
     ('backbone', 'bins', 'confidence'),
     ('blip2_tower',),
     ('heads',),
-    ('model', 'predictions', 'track', 'inference_graph'),
+    ('agreement', 'model', 'predictions', 'track', 'inference_graph'),
     ('graph_cache',),
     ('compiled',),
     ('engines',),
-    ('exported', 'trial', 'half_precision'),
+    ('exported', 'trial', 'half_precision', 'cuda_graphs'),
     ('first_way',),
     ('frames',),
     ('refine',),
     ('outputs',),
     ('estimator',),
-    ('faster_engines',),
+    ('faster_engines', 'lean_eager'),
 )
 CORE_LEVEL = {name: level for level, names in enumerate(CORE_ORDER) for name in names}
 

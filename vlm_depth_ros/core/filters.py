@@ -2,7 +2,8 @@
 
 All work on metric depth in the camera's grid, before `packing.gate_depth`, where NaN is missing,
 and all but the median only ever remove. On a CPU they are NumPy and OpenCV passes, whose time is
-steady while other programs run; elsewhere the same formulas run in torch, on the device.
+steady while other programs run (torch wakes its threads for each pass over a whole image, which
+takes longer than the pass); elsewhere the same formulas run in torch, on the device.
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,12 @@ import torch.nn.functional as F
 from vlm_depth_ros.core.errors import InputError
 from vlm_depth_ros.core.geometry import CameraIntrinsics, require_size
 from vlm_depth_ros.core.options import FilterOptions
-from vlm_depth_ros.core.preprocess import to_camera_grid
 
 Array = TypeVar('Array', np.ndarray, torch.Tensor)
 """What NumPy and torch spell alike runs on either: the namespace is handed in as `xp`."""
 
 STRIP_PX = 32_000
 """Pixels of which two dozen float32 passes stay in the cache, whatever the image."""
-SLACK_PX = 1e-3
-"""More than float32 errs in the source coordinate of an image of thousands of pixels."""
 
 
 @torch.no_grad()
@@ -62,8 +60,8 @@ def apply_filters(
                 f'confidence has shape {tuple(confidence.shape)}: expected that of the depth, '
                 f'{tuple(depth.shape)}.'
             )
-        sure = confidence >= options.min_confidence
-        depth = _paste(depth, sure, _missing(depth))
+        sure = torch.as_tensor(array_of(confidence) >= options.min_confidence)
+        depth = paste(depth, sure, _missing(depth))
     if any(options.border):
         depth = _without_border(depth, options.border)
     if options.median_px:
@@ -75,42 +73,12 @@ def apply_filters(
     return depth
 
 
-@torch.no_grad()
-def upsample_keeping_edges(
-    depth: torch.Tensor, hw: tuple[int, int], edge_ratio: float
-) -> torch.Tensor:
-    """Resize to the camera's grid without inventing depth between foreground and background.
-
-    Bilinear where the four values around a pixel lie within `edge_ratio` of each other; the
-    nearest one elsewhere, so that a missing neighbour (NaN) does not spread either.
-
-    Args:
-        depth: (1, 1, h, w) head output.
-        hw: Size of the camera's image, height first.
-        edge_ratio: Farthest over nearest of four; 0: `to_camera_grid`, which is bilinear always.
-
-    Returns:
-        (1, 1, H, W).
-    """
-    bilinear = to_camera_grid(depth, hw)
-    if not edge_ratio or bilinear is depth:
-        return bilinear
-    padded = F.pad(depth, (1, 1, 1, 1), mode='replicate')[0, 0]
-    low, high = padded, padded
-    for axis in (0, 1):
-        n = padded.shape[axis] - 1
-        low = torch.minimum(low.narrow(axis, 0, n), low.narrow(axis, 1, n))
-        high = torch.maximum(high.narrow(axis, 0, n), high.narrow(axis, 1, n))
-    smooth = high <= edge_ratio * low  # NaN is in neither.
-    for axis in (1, 0):  # Turned, because gathering rows is fifty times faster than columns.
-        before, after = _cells(depth.shape[2 + axis], hw[axis], depth.device)
-        smooth = smooth.t().contiguous()
-        smooth = smooth.index_select(0, before) & smooth.index_select(0, after)
-    nearest = F.interpolate(depth, size=tuple(hw), mode='nearest-exact')
-    return _paste(bilinear[0, 0], smooth, nearest[0, 0])[None, None]
+def array_of(values: torch.Tensor) -> Array:
+    """On a CPU NumPy's view of it, elsewhere itself."""
+    return values.detach().numpy() if values.device.type == 'cpu' else values
 
 
-def _paste(depth: torch.Tensor, where: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
+def paste(depth: torch.Tensor, where: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
     """`depth` where that is true, `onto` elsewhere; on a CPU `onto` is written to."""
     if depth.device.type != 'cpu':
         return torch.where(where, depth, onto)
@@ -120,8 +88,9 @@ def _paste(depth: torch.Tensor, where: torch.Tensor, onto: torch.Tensor) -> torc
 
 
 def _missing(like: torch.Tensor) -> torch.Tensor:
-    # OpenCV writes into no other layout.
-    return torch.full_like(like, math.nan, memory_format=torch.contiguous_format)
+    if like.device.type != 'cpu':
+        return torch.full_like(like, math.nan)
+    return torch.from_numpy(np.full(like.shape, math.nan, np.float32))
 
 
 def _without_border(depth: torch.Tensor, border: tuple[float, ...]) -> torch.Tensor:
@@ -131,7 +100,7 @@ def _without_border(depth: torch.Tensor, border: tuple[float, ...]) -> torch.Ten
         slice(round(left * width), width - round(right * width)),
     )
     kept = _missing(depth)
-    kept[inside] = depth[inside]
+    array_of(kept)[inside] = array_of(depth)[inside]
     return kept
 
 
@@ -165,7 +134,7 @@ def _without_edges(
     kept = _missing(depth)
     if depth.device.type != 'cpu':
         terms = _ray_terms(intrinsics, depth.device) if intrinsics else ()
-        return _paste(depth, _trusted(torch, depth, options, intrinsics, terms), kept)
+        return paste(depth, _trusted(torch, depth, options, intrinsics, terms), kept)
     z, found = depth.numpy(), kept.numpy()
     terms = _ray_terms(intrinsics) if intrinsics else ()
     rows = max(STRIP_PX // z.shape[1], 1)
@@ -190,15 +159,17 @@ def _trusted(
     w = 1 / z
     du, dv = slopes(xp, w)
     w_2, du_2, dv_2 = w * w, du * du, dv * dv
-    good = w_2 == w_2
-    if options.max_gradient:
-        good &= xp.maximum(du_2, dv_2) <= options.max_gradient**2 * w_2
+    # A comparison with NaN is false: nothing that is missing is trusted.
+    limit = options.max_gradient**2
+    good = xp.maximum(du_2, dv_2) <= limit * w_2 if limit else w_2 == w_2
     if options.min_grazing_deg and terms:
         # w = n . r for the ray r = (x, y, 1) and n = (fx du, fy dv, w - x fx du - y fy dv), so the
         # sine of the angle between ray and surface is w / (|n| |r|); squared, it needs no root.
         columns, rows, ray_2 = terms
-        n_2 = w - columns * du
-        n_2 -= rows * dv
+        du *= columns
+        dv *= rows
+        n_2 = w - du
+        n_2 -= dv
         n_2 *= n_2
         du_2 *= intrinsics.fx_px**2
         dv_2 *= intrinsics.fy_px**2
@@ -236,14 +207,13 @@ def _minmod_slope(xp: ModuleType, flat: Array, apart: int, width: int) -> Array:
     """
     place = {'device': flat.device} if xp is torch else {}
     steps = xp.empty(len(flat) + apart, dtype=flat.dtype, **place)
-    steps[apart:-apart] = flat[apart:] - flat[:-apart]
+    xp.subtract(flat[apart:], flat[:-apart], out=steps[apart:-apart])
     steps[:apart] = steps[-apart:] = math.nan
     if apart == 1:
         steps[::width] = math.nan  # from the end of a row to the start of the next
     before, after = steps[:-apart], steps[apart:]
-    zero = xp.zeros_like(before)
-    rising = xp.fmax(xp.fmin(before, after), zero)
-    return rising + xp.fmin(xp.fmax(before, after), zero)
+    low, high = xp.fmin(before, after), xp.fmax(before, after)
+    return xp.fmax(low, xp.fmin(high, xp.zeros_like(high)))  # the middle one of both and 0
 
 
 @lru_cache(maxsize=16)
@@ -257,18 +227,3 @@ def _ray_terms(
     if device is None:
         return terms
     return tuple(torch.from_numpy(term).to(device) for term in terms)
-
-
-@lru_cache(maxsize=32)
-def _cells(size: int, to_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which cell of the rim-padded input each output pixel reads: just before, and just after it.
-
-    Cell i lies between input pixels i - 1 and i. Where a coordinate falls on a pixel, rounding
-    decides which of two cells the resize takes, so both have to be looked at.
-    """
-    source = (torch.arange(to_size, dtype=torch.float64) + 0.5) * (size / to_size) - 0.5
-    source = source.clamp(0, size - 1)  # as the resize does
-    return tuple(
-        (torch.floor(source + slack).to(torch.int64) + 1).to(device)
-        for slack in (-SLACK_PX, SLACK_PX)
-    )

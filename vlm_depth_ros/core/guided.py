@@ -5,58 +5,100 @@ function of the colours, fitted there; at full size the same function reads the 
 that depth ends where the thing in the picture ends (He, Sun and Tang, "Guided Image Filtering",
 PAMI 2013, equations 19 to 21 for colour; He and Sun, "Fast Guided Filter", arXiv 1505.00996).
 
-On a CPU windows and enlargement are OpenCV's, which needs a fifth of torch's time for few planes.
+On a CPU all of it is OpenCV's and NumPy's, plane by plane: a fifth of torch's time for few planes,
+and little memory in flight, because what a C library gives back to the system after each frame is
+handed out as fresh pages at the next, which takes longer than to compute what goes there.
 """
 
-from collections.abc import Callable
+from types import ModuleType
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from vlm_depth_ros.core.filters import upsample_keeping_edges
+from vlm_depth_ros.core.enlarging import nearest_of, upsample_keeping_edges
+from vlm_depth_ros.core.filters import paste
 from vlm_depth_ros.core.preprocess import resize_rgb, to_camera_grid
+
+Array = TypeVar('Array', np.ndarray, torch.Tensor)
+"""(C, h, w) float32, or (h, w); what NumPy and torch spell alike runs on either."""
 
 EPSILON = 3e-4
 """Variance of colour, in 0..1 squared, below which a window counts as even (4.4 of 255)."""
 
 
 class OpenCvPlanes:
-    """Windows and enlargement of (1, C, h, w) on a CPU."""
+    """Windows and enlargement on a CPU."""
+
+    xp: ModuleType = np
 
     @staticmethod
-    def box(values: torch.Tensor, radius_px: int) -> torch.Tensor:
-        """Mean of each window, the picture mirrored at its rim."""
-        side = 2 * radius_px + 1
-        return _by_plane(values, lambda plane: cv2.blur(plane, (side, side)))
+    def of(values: torch.Tensor) -> np.ndarray:
+        """The values as what the others take."""
+        return values.detach().float().contiguous().numpy()
 
     @staticmethod
-    def farthest(values: torch.Tensor, radius_px: int) -> torch.Tensor:
-        """Largest of each window."""
-        window = np.ones((2 * radius_px + 1,) * 2, np.uint8)
-        return _by_plane(values, lambda plane: cv2.dilate(plane, window))
+    def box(values: np.ndarray, radius_px: int) -> np.ndarray:
+        """Mean of each window of (C, h, w), the picture mirrored at its rim."""
+        found = np.empty_like(values)
+        for plane, mean in zip(values, found):
+            cv2.blur(plane, (2 * radius_px + 1,) * 2, mean)
+        return found
 
     @staticmethod
-    def enlarged(values: torch.Tensor, hw: tuple[int, int]) -> torch.Tensor:
-        """As `to_camera_grid`."""
-        return _by_plane(values, lambda plane: cv2.resize(plane, hw[::-1]))
+    def farthest(values: np.ndarray, radius_px: int) -> np.ndarray:
+        """Largest of each window of (h, w)."""
+        return cv2.dilate(values, np.ones((2 * radius_px + 1,) * 2, np.uint8))
+
+    @staticmethod
+    def read(
+        fit: np.ndarray, nearest: np.ndarray, farthest: np.ndarray, picture: torch.Tensor
+    ) -> torch.Tensor:
+        """(H, W): three slopes and an offset enlarged, applied to the picture, within limits."""
+        size = picture.shape[:0:-1]
+        *slopes, offset = fit
+        found = cv2.resize(offset, size)
+        wide = np.empty_like(found)  # one for all: see above
+        rgb = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+        for slope, channel in zip(slopes, cv2.split(rgb)):
+            cv2.accumulateProduct(cv2.resize(slope, size, wide), channel.astype(np.float32), found)
+        np.maximum(found, cv2.resize(nearest, size, wide), out=found)
+        np.minimum(found, cv2.resize(farthest, size, wide), out=found)
+        return torch.from_numpy(found)
 
 
 class TorchPlanes:
     """The same on any device."""
 
+    xp: ModuleType = torch
+
+    @staticmethod
+    def of(values: torch.Tensor) -> torch.Tensor:
+        """The values as what the others take."""
+        return values.float()
+
     @staticmethod
     def box(values: torch.Tensor, radius_px: int) -> torch.Tensor:
-        """Mean of each window, the picture mirrored at its rim."""
+        """Mean of each window of (C, h, w), the picture mirrored at its rim."""
         padded = F.pad(values, (radius_px,) * 4, mode='reflect')
         return F.avg_pool2d(padded, 2 * radius_px + 1, stride=1)
 
     @staticmethod
     def farthest(values: torch.Tensor, radius_px: int) -> torch.Tensor:
-        """Largest of each window."""
-        return F.max_pool2d(values, 2 * radius_px + 1, stride=1, padding=radius_px)
+        """Largest of each window of (h, w)."""
+        return F.max_pool2d(values[None], 2 * radius_px + 1, stride=1, padding=radius_px)[0]
 
-    enlarged = staticmethod(to_camera_grid)
+    @staticmethod
+    def read(
+        fit: torch.Tensor, nearest: torch.Tensor, farthest: torch.Tensor, picture: torch.Tensor
+    ) -> torch.Tensor:
+        """(H, W): three slopes and an offset enlarged, applied to the picture, within limits."""
+        planes = torch.cat([fit, torch.stack([nearest, farthest])])[None]
+        *slopes, found, low, high = to_camera_grid(planes, picture.shape[1:])[0]
+        for slope, channel in zip(slopes, picture):
+            found = torch.addcmul(found, slope, channel)
+        return torch.clamp(found, low, high)
 
 
 Planes = type[OpenCvPlanes] | type[TorchPlanes]
@@ -91,72 +133,53 @@ def upsample_guided(
     """
     hw, coarse_hw = tuple(picture.shape[-2:]), tuple(depth.shape[-2:])
     radius_px = min(radius_px, min(coarse_hw) - 1)
-    if radius_px < 1 or not depth.isfinite().all():
-        return upsample_keeping_edges(depth, hw, edge_ratio)
     planes = planes or (OpenCvPlanes if depth.device.type == 'cpu' else TorchPlanes)
-    depth = depth.float()
-    colour = resize_rgb(picture, coarse_hw)[None].float() / 255
-    slope, offset = _fit(colour, depth, radius_px, planes)
-    fit = planes.box(torch.cat([slope / 255, offset], dim=1), radius_px)
-    *slopes, found = planes.enlarged(fit, hw)[0]
-    for slope, channel in zip(slopes, picture):
-        found = torch.addcmul(found, slope, channel)
-    nearest, farthest = (-planes.farthest(-depth, radius_px), planes.farthest(depth, radius_px))
-    low, high = planes.enlarged(torch.cat([nearest, farthest], dim=1), hw)[0]
-    found = torch.clamp(found, low, high)[None, None]
-    if not edge_ratio:
-        return found
-    # A fit reaches as far as its window, and each pixel reads the fits of a window around it.
-    step = _step_near(depth, edge_ratio, 2 * radius_px + 1, planes)
-    if not step.any():
-        return found
-    sharp = F.interpolate(step, size=hw, mode='nearest-exact') > 0
-    return torch.where(sharp, upsample_keeping_edges(depth, hw, edge_ratio), found)
+    z = planes.of(depth[0, 0])
+    if radius_px < 1 or not planes.xp.isfinite(z).all():
+        return upsample_keeping_edges(depth, hw, edge_ratio)
+    colour = planes.of(resize_rgb(picture, coarse_hw)) / 255
+    fit = planes.box(_fit(colour, z, radius_px, planes), radius_px)
+    fit[:3] /= 255
+    nearest, farthest = -planes.farthest(-z, radius_px), planes.farthest(z, radius_px)
+    found = planes.read(fit, nearest, farthest, picture)
+    if edge_ratio:
+        # A fit reaches as far as its window, and each pixel reads the fits of a window around it.
+        step = _step_near(z, edge_ratio, 2 * radius_px + 1, planes)
+        if step.any():
+            kept = upsample_keeping_edges(depth.float(), hw, edge_ratio)[0, 0]
+            found = paste(kept, torch.as_tensor(nearest_of(step, hw)), found)
+    return found[None, None]
 
 
-def _step_near(
-    depth: torch.Tensor, edge_ratio: float, reach_px: int, planes: Planes
-) -> torch.Tensor:
-    """(1, 1, h, w): 1 where neighbours within reach differ by more than the ratio, else 0."""
-    farthest, nearest = planes.farthest(depth, 1), -planes.farthest(-depth, 1)
-    return planes.farthest((farthest > edge_ratio * nearest).float(), reach_px)
+def _step_near(z: Array, edge_ratio: float, reach_px: int, planes: Planes) -> Array:
+    """(h, w) bool: where neighbours within reach differ by more than the ratio."""
+    farthest, nearest = planes.farthest(z, 1), -planes.farthest(-z, 1)
+    return planes.farthest(farthest - edge_ratio * nearest, reach_px) > 0
 
 
-def _fit(
-    colour: torch.Tensor, depth: torch.Tensor, radius_px: int, planes: Planes
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Least squares of each window: slopes (1, 3, h, w) in metres by colour, offset (1, 1, h, w).
+def _fit(colour: Array, z: Array, radius_px: int, planes: Planes) -> Array:
+    """Least squares of each window: (4, h, w), slopes in metres by colour and then the offset.
 
     slopes = (S + EPSILON)^-1 c, where S has the covariances of the colours and c those of depth.
     """
-    values = torch.cat([colour, depth], dim=1)
+    xp = planes.xp
+    values = xp.concatenate([colour, z[None]])
     mean = planes.box(values, radius_px)
-    covariance = planes.box(_products(values), radius_px) - _products(mean)
-    rr, rg, rb, rz, gg, gb, gz, bb, bz = covariance.unbind(dim=1)
-    rr, gg, bb = rr + EPSILON, gg + EPSILON, bb + EPSILON
-    # By cofactors: twelve thousand systems of three equations in some passes.
-    c_rr, c_rg, c_rb = gg * bb - gb * gb, gb * rb - rg * bb, rg * gb - gg * rb
-    c_gg, c_gb, c_bb = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
-    slopes = torch.stack(
-        [
-            c_rr * rz + c_rg * gz + c_rb * bz,
-            c_rg * rz + c_gg * gz + c_gb * bz,
-            c_rb * rz + c_gb * gz + c_bb * bz,
-        ],
-        dim=1,
-    )
-    slopes = slopes / (rr * c_rr + rg * c_rg + rb * c_rb)[:, None]
-    return slopes, mean[:, 3:] - (slopes * mean[:, :3]).sum(dim=1, keepdim=True)
+    covariance = planes.box(_products(xp, values), radius_px) - _products(xp, mean)
+    rr, rg, rb, rz, gg, gb, gz, bb, bz = covariance
+    # Gauss's elimination, of twelve thousand systems of three equations in each pass.
+    rr = rr + EPSILON
+    g_by_r, b_by_r = rg / rr, rb / rr
+    gg, gb, gz = gg + EPSILON - g_by_r * rg, gb - g_by_r * rb, gz - g_by_r * rz
+    bb, bz = bb + EPSILON - b_by_r * rb, bz - b_by_r * rz
+    b_by_g = gb / gg
+    blue = (bz - b_by_g * gz) / (bb - b_by_g * gb)
+    green = (gz - gb * blue) / gg
+    red = (rz - rg * green - rb * blue) / rr
+    offset = mean[3] - red * mean[0] - green * mean[1] - blue * mean[2]
+    return xp.stack([red, green, blue, offset])
 
 
-def _products(values: torch.Tensor) -> torch.Tensor:
+def _products(xp: ModuleType, values: Array) -> Array:
     """Of r, g, b, z: rr rg rb rz gg gb gz bb bz."""
-    return torch.cat([values[:, i : i + 1] * values[:, i:] for i in range(3)], dim=1)
-
-
-def _by_plane(
-    values: torch.Tensor, change: Callable[[np.ndarray], np.ndarray]
-) -> torch.Tensor:
-    """(1, C, h, w), each plane changed by a function of OpenCV."""
-    planes = (change(plane) for plane in values[0].numpy())
-    return torch.stack([torch.from_numpy(plane) for plane in planes])[None]
+    return xp.concatenate([values[i] * values[i:] for i in range(3)])

@@ -5,8 +5,9 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from vlm_depth_ros.core.enlarging import upsample_keeping_edges
 from vlm_depth_ros.core.errors import InputError
-from vlm_depth_ros.core.filters import apply_filters, upsample_keeping_edges
+from vlm_depth_ros.core.filters import apply_filters
 from vlm_depth_ros.core.frames import Frame
 from vlm_depth_ros.core.guided import upsample_guided
 from vlm_depth_ros.core.options import OutputOptions

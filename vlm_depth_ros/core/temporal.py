@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+import math
 from typing import TypeVar
 
 import cv2
@@ -97,27 +98,37 @@ class TemporalFilter:
         count = np.count_nonzero if on_cpu else torch.count_nonzero
         with np.errstate(all='ignore'):  # Depth of 0 or infinite changes by NaN.
             step = before - z
-            change = abs(step) / z
-        keep = (change < options.max_change) & (abs(grey - past.grey) < options.max_grey)
+            change = abs(step)
+            change /= z
+        keep = change < options.max_change
+        keep &= _difference(grey, past.grey) < math.ceil(options.max_grey)
         known = int(count(change == change))  # NaN is not equal to itself.
         if known - int(count(keep)) > options.cut_share * known:
             return depth
-        step *= options.weight - options.weight / options.max_change * change
+        change *= -options.weight / options.max_change
+        change += options.weight
+        step *= change
         step += z
         if not on_cpu:
             return torch.where(keep, step, z)
-        found = z.copy()
-        cv2.copyTo(step, keep.view(np.uint8), found)
-        return torch.from_numpy(found)
+        cv2.copyTo(z, (~keep).view(np.uint8), step)
+        return torch.from_numpy(step)
 
 
 def _grey(image: torch.Tensor) -> Array:
-    """Luma (ITU-R BT.601) of a (3, H, W) image as a new (H, W) int16, so that it has differences.
+    """Luma (ITU-R BT.601) of a (3, H, W) image as a new (H, W): uint8, or int16 on a device.
 
     A copy, because the image may lie in a message that its sender writes anew.
     """
     if image.device.type == 'cpu':
         rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.int16)
+        return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     red, green, blue = image.float()
     return (0.299 * red + 0.587 * green + 0.114 * blue).round().to(torch.int16)
+
+
+def _difference(one: Array, other: Array) -> Array:
+    """Between two of `_grey`, without a sign."""
+    if isinstance(one, np.ndarray):
+        return cv2.absdiff(one, other)
+    return abs(one - other)
