@@ -270,6 +270,12 @@ def test_a_missing_file_names_what_is_shipped(tmp_path):
         find_weights(tmp_path)
 
 
+@pytest.mark.parametrize('name', ['a' * 300, '~nobody_of_this_name/a', 'a\0b'])
+def test_a_name_that_no_file_can_have_is_as_missing_as_any_other(name):
+    with pytest.raises(WeightsError, match='neither a file nor a shipped name'):
+        find_weights(name)
+
+
 # --- writing ------------------------------------------------------------------------------------
 
 

@@ -197,8 +197,12 @@ def find_weights(name_or_path: str | Path) -> Path:
     shipped = shipped_weights()
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
-    path = Path(name_or_path).expanduser()
-    if not path.is_file():
+    try:
+        path = Path(name_or_path).expanduser()
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError):  # No file can have such a name, no user this one.
+        is_file = False
+    if not is_file:
         raise WeightsError(
             f'weights {str(name_or_path)!r}: neither a file nor a shipped name '
             f'({", ".join(shipped) or "none shipped"}). Give a .safetensors file.'
