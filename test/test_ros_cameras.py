@@ -133,6 +133,18 @@ def test_the_frustum_for_stvl_is_told_once_for_each_camera(capfd):
     assert capfd.readouterr().err.count('For STVL: vertical_fov_angle 0.718') == 1
 
 
+def test_a_camera_that_zooms_is_not_told_its_frustum_with_every_frame(capfd):
+    with Graph() as graph:
+        depths = graph.listen('depth/image_rect')
+        for count in range(1, 6):
+            info = info_message()
+            info.k[0] = info.p[0] = 64.0 + count
+            graph.publish('camera_info', info)
+            graph.publish('image', image_message())
+            wait_for(lambda n=count: len(depths) >= n, 'an answer')
+    assert capfd.readouterr().err.count('For STVL') == 1
+
+
 @dataclass
 class Held:
     """What a process holds while a node runs, in bytes."""

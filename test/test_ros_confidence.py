@@ -113,7 +113,7 @@ def test_confidence_alone_publishes_no_depth(sure):
     with graph_on(sure) as graph:
         confidence = graph.listen(TOPIC, Image)
         wait_for(lambda: graph.publish('image', image_message()) or confidence, 'confidence')
-        assert graph.node._outputs[0].wants() == {'confidence'}
+        assert graph.node._outputs[0].wants(says_pose=True) == {'confidence'}
 
 
 def test_a_model_without_confidence_warns_its_reader_and_gives_depth_unharmed(silent, capfd):

@@ -68,6 +68,19 @@ def test_a_scan_is_about_the_base_and_in_its_frame(graph):
     assert len(scan.ranges) == round((scan.angle_max - scan.angle_min) / scan.angle_increment) + 1
 
 
+def test_a_scan_names_the_frame_in_which_it_was_computed():
+    """The name changes while the network runs: by tf that would be another place."""
+    with Graph(latency_s=0.3, camera_in_base=AHEAD, scan_angle_increment_rad=0.1) as graph:
+        graph.publish('camera_info', info_message())
+        scans = graph.listen('scan', LaserScan)
+        graph.publish('image', image_message())
+        wait_for(lambda: graph.calls, 'the network')
+        assert graph.node.set_parameters([Parameter('base_frame', value='other')])[0].successful
+        assert not scans
+        wait_for(lambda: scans, 'a scan')
+    assert scans[0].header.frame_id == 'base_link'
+
+
 def test_nobody_gets_a_scan_before_the_place_of_the_camera_is_said(capfd):
     """Who reads /scan wants the lidar; and six zeros are no pose but a default."""
     with Graph(scan_angle_increment_rad=0.1) as graph:

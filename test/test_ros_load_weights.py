@@ -26,8 +26,6 @@ from std_srvs.srv import Trigger  # noqa: E402
 import torch  # noqa: E402
 from vlm_depth_ros.ros.loading import load_estimator  # noqa: E402
 
-pytestmark = pytest.mark.alone
-
 
 class HeldBack:
     """`load_estimator` that waits for `go` before it loads the files named in `held`."""
@@ -164,6 +162,7 @@ def test_the_service_loads_a_file_that_was_replaced(tmp_path, graph_on):
             wait_for(lambda: metres(depth[-1]) == 3, 'the new model', 30)
 
 
+@pytest.mark.alone
 def test_frames_go_on_while_loading(near, far, graph_on):
     """No gap longer than three periods; a busy machine stretches the period of before as well."""
     with graph_on(near) as graph:
@@ -227,6 +226,14 @@ def test_what_the_file_gives_away_is_refused_at_once(tmp_path, near, graph_on):
             assert weights_of(graph) == str(mine) and not loaders()
         depth = graph.listen('depth/image_rect')
         wait_for(lambda: graph.publish('image', image_message()) or depth, 'depth')
+
+
+@pytest.mark.parametrize('name', ['a' * 300, '~nobody_of_this_name/a.safetensors'])
+def test_a_name_that_no_file_can_have_is_refused_and_the_node_lives(name, near, graph_on):
+    with graph_on(near) as graph:
+        result = set_weights(graph, name)
+        assert not result.successful and result.reason and '\n' not in result.reason
+        assert weights_of(graph) == str(near)
 
 
 def misfit(folder, good):

@@ -280,7 +280,7 @@ def test_two_full_lifecycle_cycles_work():
             depth.clear()
             graph.publish('image', image_message())
             time.sleep(0.2)
-            assert not depth and graph.node.idle()
+            assert not depth and not graph.node._worker.is_running()
             assert change_state(graph, Transition.TRANSITION_CLEANUP)
             wait_for(lambda: graph.tester.count_publishers('points') == 0, 'outputs to go')
         assert len(graph.factory.made) == 2
@@ -290,7 +290,7 @@ def test_two_full_lifecycle_cycles_work():
 
 def test_shutdown_works_while_active(graph):
     assert change_state(graph, Transition.TRANSITION_ACTIVE_SHUTDOWN)
-    assert graph.state == 'finalized' and graph.node.idle()
+    assert graph.state == 'finalized' and graph.node._worker is None
 
 
 def test_configure_gives_the_estimator_what_the_parameters_say():

@@ -170,6 +170,7 @@ def test_mistakes_can_be_put_right_one_by_one_while_unconfigured():
         ('rectify:=off', "quote 'on' and 'off'"),
         ('cameras:=front', "['front', 'rear']"),
         ('cloud_stride:=99', 'cloud_stride'),
+        ('executor:=quick', "executor = 'quick': expected one of single, events"),
     ],
 )
 def test_a_wrong_parameter_at_the_start_ends_the_process_with_one_line(argument, says):

@@ -12,9 +12,12 @@ from vlm_depth_ros.core.config import ModelConfig, RuntimeConfig, TrainingCamera
 from vlm_depth_ros.core.errors import ConfigError, InputError
 from vlm_depth_ros.core.estimator import DepthEstimator
 from vlm_depth_ros.core.exported import ExportedModel
+from vlm_depth_ros.core.geometry import CameraIntrinsics
 from vlm_depth_ros.core.heads.base import HeadOutput
 from vlm_depth_ros.core.inference_graph import exported, onnx_program
 from vlm_depth_ros.core.model import DepthModel, load_model, save_model
+from vlm_depth_ros.files.pairs import write_pairs
+from vlm_depth_ros.files.source import SourceFrame
 from vlm_depth_ros.tools import export
 from vlm_depth_ros.tools.cli import main
 from vlm_depth_ros.tools.quantize import Loss, mean_difference, photographs_of, quantise
@@ -40,19 +43,14 @@ def weights(path, bias=0.0):
 
 def rooms(folder):
     """Eight pictures of coarse noise with depth, a pairs.csv folder."""
-    rng = np.random.default_rng(0)
-    (folder / 'rgb').mkdir(parents=True)
-    (folder / 'depth').mkdir()
-    lines = ['rgb,depth,depth_units_per_metre,fx,fy,cx,cy,stamp_s']
-    for n in range(8):
+    rng, camera = np.random.default_rng(0), CameraIntrinsics(51.2, 52.8, 31.5, 23.5, 64, 48)
+    frames = []
+    for _ in range(8):
         coarse = rng.integers(0, 256, (6, 8, 3), np.uint8)
         rgb = cv2.resize(coarse, (64, 48), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / f'rgb/{n}.png'), rgb)
-        depth_mm = rng.integers(500, 5000, (48, 64)).astype(np.uint16)
-        cv2.imwrite(str(folder / f'depth/{n}.png'), depth_mm)
-        lines.append(f'rgb/{n}.png,depth/{n}.png,1000,51.2,52.8,31.5,23.5,{n}')
-    (folder / 'pairs.csv').write_text('\n'.join(lines) + '\n')
-    return folder
+        depth_m = rng.uniform(0.5, 5.0, (48, 64)).astype(np.float32)
+        frames.append(SourceFrame(rgb, intrinsics=camera, depth_m=depth_m))
+    write_pairs(folder, frames)
 
 
 @pytest.fixture(scope='module')

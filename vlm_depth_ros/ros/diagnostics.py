@@ -113,7 +113,7 @@ class Diagnostics:
         self._publisher.publish(message)
 
     def forget(self) -> None:
-        """Start rates and patience anew, after a pause or a jump of time."""
+        """Start rates and patience anew, after a pause."""
         self._before = []
         self._listen_anew(time.monotonic())
 

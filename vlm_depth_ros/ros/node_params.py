@@ -299,6 +299,11 @@ class NodeParams:
             or ('points' in wants and cloud.crops and cloud.crop_in == 'base')
         )
 
+    @property
+    def says_pose(self) -> bool:
+        """Whether the place of the cameras was ever said: six zeros are no pose but a default."""
+        return self.pose_source == 'tf' or any(self.camera_in_base)
+
     def camera_pose(self, index: int) -> tuple[float, ...]:
         """Six numbers of one camera, by its place in `cameras`."""
         if len(self.camera_in_base) == 6:

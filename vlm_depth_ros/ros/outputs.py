@@ -76,23 +76,26 @@ class CameraOutput:
         }
         self._warned: set[str] = set()
 
-    def wants(self) -> frozenset[str]:
-        """Return what somebody subscribes to and may have, in the estimator's words."""
+    def wants(self, says_pose: bool) -> frozenset[str]:
+        """Return what somebody subscribes to and may have, in the estimator's words.
+
+        Args:
+            says_pose: Whether the place of the camera in the robot was ever said.
+        """
         return frozenset(
             topic.wants
             for topic, publisher in self._publishers.items()
             if publisher.get_subscription_count() > 0
-            and (not topic.in_base or self._may_speak_for_base(publisher.topic_name))
+            and (not topic.in_base or self._may_speak_for_base(publisher.topic_name, says_pose))
         )
 
-    def _may_speak_for_base(self, topic_name: str) -> bool:
-        """Whether the place of the camera in the robot was ever said.
+    def _may_speak_for_base(self, topic_name: str, says_pose: bool) -> bool:
+        """Whether what is about the robot would be true; warns where not, or where others talk.
 
         `scan` is what most lidars call theirs, so a reader that never heard of this node asks for
         it. What that gets must not be guessed; if both talk, somebody is told.
         """
-        is_by_parameters = self._node.get_parameter('pose_source').value == 'parameters'
-        if is_by_parameters and not any(self._node.get_parameter('camera_in_base').value):
+        if not says_pose:
             self._warn_once(
                 'pose',
                 f'Somebody reads {topic_name}, which stays silent: camera_in_base is all zeros, '

@@ -8,6 +8,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.exceptions import InvalidParameterTypeException
 from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.ros.node_params import AT_START, NodeParams, QUOTE, UNCONFIGURED
+from vlm_depth_ros.ros.param_checks import check_value
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -29,15 +30,17 @@ def declare(node: 'Node') -> None:
     """Declare every parameter of `NodeParams` on `node`.
 
     Raises:
-        ConfigError: If an override has another type.
+        ConfigError: If an override has another type, or one of `AT_START` a value that is refused.
         rclpy.exceptions.ParameterException: If an override is out of bounds.
     """
     for f in fields(NodeParams):
         default = list(f.default) if isinstance(f.default, tuple) else f.default
         try:
-            node.declare_parameter(f.name, default, _descriptor(f.metadata))
+            declared = node.declare_parameter(f.name, default, _descriptor(f.metadata))
         except InvalidParameterTypeException as err:
             raise ConfigError(f'{err}. Write it as {_how_to_write(f.default)}.') from err
+        if f.metadata['change'] == AT_START:  # Other mistakes can be put right later.
+            check_value(f.name, declared.value, f.metadata)
 
 
 def read(node: 'Node') -> NodeParams:

@@ -12,15 +12,14 @@ from vlm_depth_ros.core.texts import quoted
 from vlm_depth_ros.ros.inputs import CameraInput
 from vlm_depth_ros.ros.node_params import NodeParams
 from vlm_depth_ros.ros.outputs import CameraOutput
-from vlm_depth_ros.ros.process import one_line
 from vlm_depth_ros.ros.surroundings import Surroundings
 from vlm_depth_ros.ros.worker import Arrival, Statistics
 
 if TYPE_CHECKING:
     from vlm_depth_ros.core.estimator import DepthEstimator, Frame, FrameOutput
 
-WARNING_PERIOD_S = 5.0
-"""The same warning is not repeated sooner."""
+REPEAT_S = 5.0
+"""The same is not said again sooner."""
 MOST_FRAME_IDS = 8
 """Of one camera that are looked at; one that changes all the time is not worth more words."""
 
@@ -28,7 +27,7 @@ MOST_FRAME_IDS = 8
 class DepthPipeline:
     """One estimator for the frames of all cameras, the same one from decoding to publishing.
 
-    Errors of a frame are counted and logged at most every `WARNING_PERIOD_S`; the next frame comes
+    Errors of a frame are counted and logged at most every `REPEAT_S`; the next frame comes
     as if nothing had happened.
     """
 
@@ -68,7 +67,7 @@ class DepthPipeline:
         self._statistics = statistics
         self._params = params
         self._logger = logger
-        self._warned_s: dict[tuple[int, str], float] = {}
+        self._said_s: dict[tuple[int, str], float] = {}
         self._known_cameras: list[CameraModel | None] = [None] * len(inputs)
         self._known_frames: list[set[str]] = [set() for _ in inputs]
 
@@ -92,11 +91,11 @@ class DepthPipeline:
                 self._fail(index, err)
         for index, output in self._estimate(frames, params):
             if not is_stopping():
-                self._publish(index, taken[index], output)
+                self._publish(index, taken[index], output, params.base_frame)
 
     def _due(self, index: int, arrival: Arrival, params: NodeParams) -> frozenset[str]:
         """Return what is subscribed to, clouds at their own rate."""
-        wants = self._outputs[index].wants()
+        wants = self._outputs[index].wants(params.says_pose)
         if 'points' in wants and params.cloud_rate_hz:
             # A frame that comes a little early counts: the next one would be a whole period late.
             if (arrival.received_s - self._cloud_s[index]) * params.cloud_rate_hz < 0.9:
@@ -190,8 +189,8 @@ class DepthPipeline:
         return camera
 
     def _tell_frustum(self, index: int, camera: CameraModel) -> None:
-        """Say once for each camera what a voxel layer that clears by a frustum has to know."""
-        if self._known_cameras[index] is camera:
+        """Say what a voxel layer that clears by a frustum has to know, once unless it changes."""
+        if self._known_cameras[index] is camera or not self._may_say(index, 'frustum'):
             return
         self._known_cameras[index] = camera
         seen = stvl_frustum(camera.intrinsics(rectified=True))
@@ -214,7 +213,7 @@ class DepthPipeline:
             return list(zip(frames, outputs))
         except DeviceLostError as err:  # One by one they would fail just so.
             for index in frames:
-                self._count_failed(index, err)
+                self._statistics[index].count_failed(err)
             if not was_lost:
                 self._logger.error(f'No depth from now on: {err}')
             return []
@@ -224,7 +223,9 @@ class DepthPipeline:
                 return []
         return [pair for i, frame in frames.items() for pair in self._estimate({i: frame}, params)]
 
-    def _publish(self, index: int, arrival: Arrival, output: 'FrameOutput') -> None:
+    def _publish(
+        self, index: int, arrival: Arrival, output: 'FrameOutput', base_frame: str
+    ) -> None:
         statistics = self._statistics[index]
         statistics.scale = self._tracks[index].scale.state
         statistics.valid_share = output.valid_share
@@ -235,7 +236,7 @@ class DepthPipeline:
                        'filter, lies outside the range, or the network answers no number.')
         header = arrival.message.header
         try:
-            self._outputs[index].publish(output, header, self._params().base_frame)
+            self._outputs[index].publish(output, header, base_frame)
         except Exception as err:
             self._fail(index, err)
             return
@@ -248,23 +249,24 @@ class DepthPipeline:
             self._warn(index, 'time', f'Stamps went back by {back_s:.3f} s: a bag that loops?')
         statistics.last_stamp_ns = stamp_ns
 
-    def _count_failed(self, index: int, err: Exception) -> Statistics:
-        statistics = self._statistics[index]
-        statistics.failed += 1
-        statistics.last_error = one_line(err)
-        return statistics
-
     def _fail(self, index: int, err: Exception) -> None:
-        statistics = self._count_failed(index, err)
+        statistics = self._statistics[index]
+        statistics.count_failed(err)
         self._warn(
             index, 'frame', f'Frame dropped ({statistics.failed} so far): {statistics.last_error}'
         )
 
     def _warn(self, index: int, kind: str, text: str) -> None:
-        now_s = time.monotonic()
-        if now_s - self._warned_s.get((index, kind), -WARNING_PERIOD_S) >= WARNING_PERIOD_S:
-            self._warned_s[index, kind] = now_s
+        if self._may_say(index, kind):
             self._logger.warning(self._named(index, text))
+
+    def _may_say(self, index: int, kind: str) -> bool:
+        """Whether it was not said lately; then it counts as said now."""
+        now_s = time.monotonic()
+        if now_s - self._said_s.get((index, kind), -math.inf) < REPEAT_S:
+            return False
+        self._said_s[index, kind] = now_s
+        return True
 
     def _named(self, index: int, text: str) -> str:
         name = self._params().cameras[index]

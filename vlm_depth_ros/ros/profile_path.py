@@ -91,13 +91,16 @@ def run(args: argparse.Namespace) -> int:
     """Play, meter, print, write.
 
     Raises:
-        ConfigError: If an output is unknown, or this system does not say what a thread took.
+        ConfigError: If an output is unknown, no frame is asked for, or this system does not say
+            what a thread took.
         InputError: If the node does not answer the source.
     """
     require(Path('/proc/self/schedstat').exists(), 'no /proc/self/schedstat: expected Linux.')
     kinds = _kinds()
     for name in args.listen:
         require(name in kinds, f'--listen {name}: expected any of {", ".join(kinds)}.')
+    require(args.frames >= 1, f'--frames {args.frames}: expected at least 1.')
+    require(args.rate_hz > 0, f'--rate-hz {args.rate_hz:g}: expected more than 0.')
     meter = Meter()
     stages = meter_stages(meter)
     result = _result(*_snapshots(args, meter), meter, stages, args.frames)

@@ -13,8 +13,10 @@ import time
 from typing import Any, TYPE_CHECKING
 
 from rich.console import Console
+from vlm_depth_ros.core.config import require
 from vlm_depth_ros.ros.demo import (
     add_node_flags,
+    check_alive,
     guarded,
     spin,
     start_node,
@@ -44,9 +46,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start node and player, watch, judge, write ``soak.json``."""
+    """Start node and player, watch, judge, write ``soak.json``.
+
+    Raises:
+        ConfigError: If it shall last no time.
+        InputError: If the node cannot be started, or ends.
+    """
     import rclpy
 
+    require(args.minutes > 0, f'--minutes {args.minutes:g}: expected more than 0.')
     args.out.mkdir(parents=True, exist_ok=True)
     args.param = [MOUNTED, *args.param]
     console, readings = Console(), []
@@ -62,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 while (elapsed_s := time.monotonic() - start_s) < args.minutes * 60:
                     readings.append(resident_mb(node.pid))
                     spin(recorder, min(PERIOD_S, args.minutes * 60 - elapsed_s))
+                    check_alive(node, 'depth_node', args.out)
                     rate_hz = recorder.counts['points'] / (time.monotonic() - start_s)
                     console.print(
                         f'{elapsed_s + SETTLE_S:5.0f} s  {readings[-1]:7.1f} MB  {rate_hz:5.1f} Hz'

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+from vlm_depth_ros.core.errors import ConfigError
 from vlm_depth_ros.core.scale import ScaleState
 from vlm_depth_ros.ros.process import one_line
 
@@ -46,6 +47,11 @@ class Statistics:
     scale: ScaleState = ScaleState(1.0, math.nan, 'off')
     """What the newest depth was multiplied by."""
 
+    def count_failed(self, err: Exception) -> None:
+        """Count a frame that got no answer, and keep why."""
+        self.failed += 1
+        self.last_error = one_line(err)
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -83,7 +89,15 @@ class NewestFrameWorker:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start the thread, with empty slots."""
+        """Start the thread, with empty slots.
+
+        Raises:
+            ConfigError: If the one before has not ended: two would share the device.
+        """
+        if self.is_running():
+            raise ConfigError(
+                'the inference of before still runs: expected none. Activate again once it ends.'
+            )
         self._slots.clear()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name='depth_worker', daemon=True)
@@ -134,7 +148,6 @@ class NewestFrameWorker:
             except Exception as err:  # Without its thread the node would be silent for ever.
                 log.error('The frames at hand are lost: %s', one_line(err))
                 for camera in taken:
-                    self._statistics[camera].failed += 1
-                    self._statistics[camera].last_error = one_line(err)
+                    self._statistics[camera].count_failed(err)
             for camera in taken:
                 self._statistics[camera].busy_since_s = 0.0
