@@ -7,6 +7,7 @@ import numpy as np
 import open_clip
 from PIL import Image
 import pytest
+from quick_start import quick_start
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_space_clip import reference
@@ -123,6 +124,7 @@ def test_every_format_gives_the_same_self_contained_file(tmp_path, form):
 
 
 @pytest.mark.parametrize('kind', ['clip', 'siglip'])
+@quick_start()
 def test_the_real_towers_answer_as_with_the_authors_code(tmp_path, kind):
     """ViT-B/16 of either family with random weights; also from an image, as PIL squashes it."""
     if kind == 'clip':

@@ -7,6 +7,7 @@ from pathlib import Path
 import re
 
 import pytest
+from quick_start import quick_start
 import torch
 from towers import picture
 from vlm_depth_ros.core.backbone import Backbone
@@ -130,7 +131,10 @@ def test_the_tables_of_the_page_are_what_its_command_prints():
 def backbone(request):
     """A real tower for a small input that is not square; one at a time."""
     torch.manual_seed(0)
-    yield Backbone(request.param, TOWERS[request.param][2])
+    with quick_start():
+        tower = Backbone(request.param, TOWERS[request.param][2])
+    yield tower
+    del tower
     gc.collect()
 
 

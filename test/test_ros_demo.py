@@ -14,16 +14,18 @@ import pytest
 pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
 pytest.importorskip('torch', reason='the node needs a network')
 from ros_graph import DepthLimits, DepthWatch  # noqa: E402
-from vlm_depth_ros.core.config import RuntimeConfig  # noqa: E402
-from vlm_depth_ros.core.estimator import DepthEstimator  # noqa: E402
+from vlm_depth_ros.core.config import ModelConfig  # noqa: E402
+from vlm_depth_ros.core.model import find_weights, read_card  # noqa: E402
 from vlm_depth_ros.core.options import OutputOptions  # noqa: E402
 from vlm_depth_ros.files import bags  # noqa: E402
+from vlm_depth_ros.ros import demo  # noqa: E402
+
+DOMAIN = str(os.getpid() % 90 + 110)
 
 
 def run(module: str, *arguments: object) -> subprocess.CompletedProcess:
     """Run one of our modules to its end."""
-    domain = str(os.getpid() % 90 + 110)
-    environment = os.environ | {'ROS_DOMAIN_ID': domain}
+    environment = os.environ | {'ROS_DOMAIN_ID': DOMAIN}
     command = [sys.executable, '-m', f'vlm_depth_ros.{module}', *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -45,8 +47,8 @@ def test_demo_records_a_run_that_its_report_accepts(tmp_path):
     assert 0 < summary['abs_rel'] < 10
     picture = cv2.imread(str(out / 'frames.png'))
     assert picture is not None and np.ptp(picture) > 100
-    model = DepthEstimator.from_weights('pocket', RuntimeConfig(device='cpu'))
-    limits, watch = DepthLimits.of(model.config.depth_range_m, OutputOptions()), DepthWatch()
+    config = ModelConfig.from_dict(read_card(find_weights('pocket')).model)
+    limits, watch = DepthLimits.of(config.depth_range_m, OutputOptions()), DepthWatch()
     with bags.BagReader(out / 'depth.mcap') as bag:
         topics = {t.name for t in bag.topics}
         for _, _, kind, cdr in bag.raw(['/depth/image_rect']):
@@ -65,12 +67,12 @@ def test_demo_records_a_run_that_its_report_accepts(tmp_path):
     ],
     ids=['source', 'weights'],
 )
-def test_demo_says_in_one_line_what_is_wrong(arguments, says, tmp_path):
+def test_demo_says_in_one_line_what_is_wrong(arguments, says, tmp_path, monkeypatch, capsys):
     """A mistake ends it with exit code 1, and no recording is left."""
     source = write_set(tmp_path / 'set', [2.0])
     given = [a.format(set=source) for a in arguments]
-    done = run('ros.demo', *given, '--out', tmp_path / 'out')
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith('demo: ')]
+    monkeypatch.setenv('ROS_DOMAIN_ID', DOMAIN)
+    assert demo.main([*given, '--out', str(tmp_path / 'out')]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('demo: ')]
     assert len(lines) == 1 and says in lines[0]
     assert not list(Path(tmp_path / 'out').glob('*.mcap'))

@@ -36,9 +36,12 @@ def start(tmp_path):
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_idle_node_within_2_s(start, number):
-    node = start(Process, [*STAND_IN, '0', '0'])
+@pytest.mark.parametrize(
+    ('kind', 'command', 'number'),
+    [(Process, [*STAND_IN, '0', '0'], signal.SIGINT), (StandIn, ['0', '0'], signal.SIGTERM)],
+)
+def test_a_signal_ends_the_idle_node_within_2_s(start, kind, command, number):
+    node = start(kind, command)
     wait_for(lambda: 'Subscribed' in node.output, 'the node to be active', START_S)
     assert node.end_with(number) < 2
 

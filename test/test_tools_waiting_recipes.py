@@ -11,6 +11,7 @@ from desk_sets import write_set
 import numpy as np
 import open_clip
 import pytest
+from quick_start import quick_start
 from safetensors.torch import save_file
 import torch
 from vlm_depth_ros.core.backbone import Backbone
@@ -36,6 +37,9 @@ SMALL_HW = {'clip_vit_l14': [56, 56]}
 ALL = (*TOWERS, 'moa_depthclip_nyu', 'space_clip_nyu', 'space_clip_kitti', 'space_clip_nyu_mended')
 
 
+pytestmark = pytest.mark.usefixtures('one_thread')
+
+
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp('data')
@@ -53,6 +57,7 @@ def tiny(recipe, **change):
 
 
 @pytest.mark.parametrize('name', TOWERS)
+@quick_start()
 def test_recipe_trains_a_head_on_its_real_architecture(name, data, monkeypatch, caplog):
     tower, tag = TOWERS[name]
     starts, asked = [], []
@@ -91,6 +96,7 @@ def test_recipe_answers_at_its_own_size(name):
     assert height == width >= config.input_hw[0] / 2
 
 
+@quick_start()
 def test_moa_recipe_finds_its_room_context_and_moves_heads_and_adapters(
     data, monkeypatch, tmp_path
 ):

@@ -2,6 +2,7 @@
 
 import open_clip
 import pytest
+from quick_start import quick_start
 from safetensors import safe_open
 from safetensors.torch import save_file
 import timm
@@ -89,6 +90,7 @@ def test_every_state_of_a_siglip_tower_is_that_of_transformers():
     torch.testing.assert_close(trunk.forward_head(last), expected.pooler_output, **CLOSE)
 
 
+@quick_start()
 def test_siglip_of_the_real_name_with_its_tanh_is_that_of_transformers():
     """Base, 224: maps and pooled through `Backbone`; without the option they differ."""
     theirs = transformers.SiglipVisionModel(transformers.SiglipVisionConfig()).eval()
