@@ -9,6 +9,7 @@ Depth follows REP-117 and REP-118: metres along the optical axis, NaN unknown, +
 out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 import math
@@ -16,7 +17,7 @@ import math
 import cv2
 import numpy as np
 import torch
-from torch.nn.functional import threshold, threshold_
+from torch.nn.functional import threshold_
 from vlm_depth_ros.core.cloud_options import ClearingOptions, CloudOptions
 from vlm_depth_ros.core.clouds import crop_depth, ray_ends, voxel_means
 from vlm_depth_ros.core.downloads import host_bytes
@@ -31,7 +32,7 @@ POINT_STEP = 16
 """Bytes of one point."""
 
 STRIP_PX = 32_000
-"""Pixels of which a pass on a CPU stays in the cache."""
+"""Pixels of a pass on a CPU: they stay in the cache, and are just under what torch divides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +110,7 @@ def gate_depth(
     gated = _positive(depth)
     nearer = float(np.nextafter(np.float32(min_m), np.float32(0)))
     farther = float(np.nextafter(np.float32(max_m), np.float32(np.inf)))
-    # For such a strip torch wakes no thread.
-    strips = gated.view(-1).split(STRIP_PX) if gated.device.type == 'cpu' else [gated]
-    for strip in strips:
+    for strip in _strips(gated):
         if min_m > 0:
             threshold_(strip, nearer, -math.inf if near_is_neg_inf else math.nan)
         if max_m < math.inf:
@@ -292,17 +291,23 @@ def _pack_floats(values: torch.Tensor) -> PackedImage:
 
 def _positive(depth: torch.Tensor) -> torch.Tensor:
     """Return a new float32 tensor with NaN for whatever is no finite, positive number."""
-    depth = depth.detach().to(torch.float32)
-    if depth.device.type == 'cpu':
-        # Without torch, whose threads take longer to wake than such a pass lasts.
-        flat = np.ascontiguousarray(depth.numpy()).reshape(1, -1)
-        positive = cv2.threshold(flat, 0, 0, cv2.THRESH_TOZERO)[1]
-        with np.errstate(invalid='ignore'):
-            for part in np.array_split(positive[0], positive.size // STRIP_PX + 1):
-                part *= part / part  # 1, or NaN of 0, infinity and NaN
-        return torch.from_numpy(positive).view(depth.shape)
-    # -Inf is below the threshold; NaN is not, and stays.
-    return threshold(depth, 0.0, math.nan).nan_to_num_(nan=math.nan, posinf=math.nan)
+    positive = depth.detach().to(torch.float32)
+    if positive.device.type == 'cpu':
+        positive = torch.from_numpy(np.array(positive.numpy(), order='C'))
+    else:
+        positive = positive.clone(memory_format=torch.contiguous_format)
+    for strip in _strips(positive):
+        # -Inf is below the threshold; NaN is not, and stays.
+        threshold_(strip, 0.0, math.nan).nan_to_num_(nan=math.nan, posinf=math.nan)
+    return positive
+
+
+def _strips(values: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Contiguous values to be changed in place; on a CPU in parts for which torch wakes no thread.
+
+    To wake them takes longer than such a pass over a whole image.
+    """
+    return values.view(-1).split(STRIP_PX) if values.device.type == 'cpu' else [values]
 
 
 def _chosen(points: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
