@@ -9,6 +9,7 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+import cv2
 import pytest
 
 pytest.importorskip('rclpy', reason='needs rclpy and the message packages')
@@ -16,6 +17,7 @@ pytest.importorskip('torch', reason='the node needs a network')
 from ros_graph import Graph, LOADS, wait_for  # noqa: E402
 from ros_process import end_an_inference, Process, STAND_IN, StandIn, START_S  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
+from vlm_depth_ros.ros.node import one_thread_of_opencv  # noqa: E402
 from vlm_depth_ros.ros.profile import (  # noqa: E402
     profile_path,
     profile_variable,
@@ -33,6 +35,15 @@ def start(tmp_path):
     with ExitStack() as ending:
         logs = (tmp_path / f'log{i}' for i in count())
         yield lambda kind, command: ending.enter_context(kind(command, next(logs)))
+
+
+def test_the_node_keeps_opencv_to_the_thread_that_calls():
+    before = cv2.getNumThreads()
+    try:
+        one_thread_of_opencv()
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before)
 
 
 @pytest.mark.alone

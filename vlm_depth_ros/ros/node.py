@@ -15,9 +15,21 @@ def main(args: list[str] | None = None) -> int:
     return run(_create, args)
 
 
+def one_thread_of_opencv() -> None:
+    """Keep OpenCV to the thread that calls it.
+
+    Its passes over an image take a fraction of a millisecond, about what it costs to wake a second
+    thread, which then takes a core from the network, the camera driver and whoever reads.
+    """
+    import cv2  # Only after signals are handled, as all that takes long to import.
+
+    cv2.setNumThreads(1)
+
+
 def _create(stop: Stop) -> object:
     from vlm_depth_ros.ros.depth_node import DepthNode
 
+    one_thread_of_opencv()
     node = DepthNode(interruptible=stop.interruptible)
     log = logging.getLogger('vlm_depth_ros')
     log.addHandler(ToRosLog(node.get_logger()))

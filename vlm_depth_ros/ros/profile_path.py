@@ -152,6 +152,7 @@ def _snapshots(args: argparse.Namespace, meter: Meter) -> tuple[Snapshot, Snapsh
     from rclpy.lifecycle import TransitionCallbackReturn
     from vlm_depth_ros.ros.depth_node import DepthNode
     from vlm_depth_ros.ros.executors import executor_for, SPIN_S
+    from vlm_depth_ros.ros.node import one_thread_of_opencv
     from vlm_depth_ros.ros.pipeline import DepthPipeline
     from vlm_depth_ros.ros.profile import use_large_segment
 
@@ -177,6 +178,7 @@ def _snapshots(args: argparse.Namespace, meter: Meter) -> tuple[Snapshot, Snapsh
         out = Path(ending.enter_context(tempfile.TemporaryDirectory()))
         rclpy.init(args=['--ros-args', *(part for v in values for part in ('-p', v))])
         ending.callback(rclpy.try_shutdown)
+        one_thread_of_opencv()
         node = DepthNode()
         ending.callback(node.destroy_node)
         executor, _ = executor_for(node)
