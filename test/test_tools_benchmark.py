@@ -12,7 +12,14 @@ from vlm_depth_ros.core import engines
 from vlm_depth_ros.core.config import ModelConfig
 from vlm_depth_ros.core.errors import ConfigError, DependencyError
 from vlm_depth_ros.core.model import DepthModel
-from vlm_depth_ros.tools import bench_floor, bench_graph, bench_peers, bench_report, benchmark
+from vlm_depth_ros.tools import (
+    bench_chart,
+    bench_floor,
+    bench_graph,
+    bench_peers,
+    bench_report,
+    benchmark,
+)
 from vlm_depth_ros.tools.bench_compare import paired_rows
 from vlm_depth_ros.tools.bench_engines import call_of, Choice, choices_of, Foreign, unchecked
 from vlm_depth_ros.tools.bench_floor import Floor, floor_of, measure_rates, Rates, Work, work_of
@@ -434,6 +441,11 @@ def test_charts_are_whole_pictures_with_a_bar_for_each_number(tmp_path):
         'x') == '280']  # fmt: skip
     theirs, mine = widths[-2:]
     assert theirs == pytest.approx(10 * mine, rel=0.01)
+
+
+def test_a_bar_of_seconds_is_written_without_a_power_of_ten():
+    drawn = bench_chart.lying_bars(['a', 'b'], {'peer': [1416.4, 51.54]}, 'ms')
+    assert '>1416<' in drawn and '>51.5<' in drawn
 
 
 # --- the verb -----------------------------------------------------------------------------------

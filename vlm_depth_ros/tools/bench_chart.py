@@ -49,11 +49,16 @@ def lying_bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], uni
             parts.append(f'<rect x="{LEFT}" y="{y:.1f}" width="{value * scale:.1f}" '
                          f'height="{BAR - 1}" fill="{COLOURS[k]}"/>')  # fmt: skip
             parts.append(f'<text x="{LEFT + value * scale + 4:.1f}" y="{y + 10.5:.1f}" '
-                         f'font-size="11">{value:.3g}</text>')  # fmt: skip
+                         f'font-size="11">{_figure(value)}</text>')  # fmt: skip
     for i, label in enumerate(labels):
         y = TOP + (i + 0.5) * group + 4
         parts.append(f'<text x="{LEFT - 8}" y="{y:.1f}" text-anchor="end">{escape(label)}</text>')
     return '\n'.join([*parts, '</svg>', ''])
+
+
+def _figure(value: float) -> str:
+    """Three digits, and never a power of ten in a chart of milliseconds."""
+    return f'{value:.3g}' if value < 1000 else f'{value:.0f}'
 
 
 def lines_of(
