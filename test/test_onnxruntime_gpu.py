@@ -1,7 +1,6 @@
 """ONNX Runtime on a GPU: what is asked of it, and what goes on where it fails.
 
-Its library for GPUs and a GPU are not to be had here: sessions say that they run there, and do so
-on the CPU.
+A stand-in offers the providers of its library for GPUs, and runs on the CPU whatever it is asked.
 """
 
 from pathlib import Path
